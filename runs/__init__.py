@@ -1,0 +1,1 @@
+"""What the doors share: composing a config, building and running it, its folder, its result, its errors."""
