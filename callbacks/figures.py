@@ -1,0 +1,55 @@
+"""Saves a module's figures as PNG files and hands them to the loggers that show pictures."""
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import pytorch_lightning as pl
+from matplotlib.figure import Figure
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+
+
+@runtime_checkable
+class ProvidesFigures(Protocol):
+    """A module that has something to show."""
+
+    def figures(self, stage: str) -> dict[str, Figure]:
+        """Figures by name after a `"val"`, `"test"` or `"predict"` epoch; may be empty."""
+        ...
+
+
+class FigureWriter(pl.Callback):
+    """Writes `<folder>/<name>.png` after every validation epoch, test and prediction.
+
+    A later epoch overwrites the file of an earlier one; the loggers keep all of them.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer, module, "val")
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._write(trainer, module, "test")
+
+    def on_predict_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._write(trainer, module, "predict")
+
+    def _write(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        if not isinstance(module, ProvidesFigures):
+            return
+        # Every rank draws: a figure may need a metric whose states are gathered over ranks.
+        for name, figure in module.figures(stage).items():
+            if trainer.is_global_zero:
+                self._save(trainer, f"{stage}_{name}", figure)
+
+    def _save(self, trainer: pl.Trainer, name: str, figure: Figure) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}.png"
+        figure.savefig(path, dpi=100, bbox_inches="tight")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(f"figures/{name}", [str(path)], step=trainer.global_step)
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_figure(f"figures/{name}", figure, trainer.global_step)
