@@ -47,11 +47,11 @@ def compose_config(overrides: Sequence[str] = (), config_name: str = "train") ->
         InputError: for an unknown choice, key or malformed override.
     """
     register_resolvers()
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        try:
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return compose(config_name, overrides=list(overrides))
-        except Exception as error:
-            raise explain(error, overrides, config_name) from error
+    except Exception as error:
+        raise explain(error, overrides, config_name) from error
 
 
 def register_base_config(name: str, content: dict[str, Any], defaults: Sequence[Any]) -> None:

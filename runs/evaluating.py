@@ -48,7 +48,8 @@ def evaluate_checkpoint(config: DictConfig) -> None:
             "checkpoint": str(resolved["ckpt_path"]),
             "metrics": metrics,
             "floors": floors,
-            "paper": resolved.get("paper") or {},
+            "variant": resolved.get("variant_name"),
+            "paper": results.paper_row(resolved),
             "seed": resolved["seed"],
             **results.describe_software(),
         }

@@ -19,6 +19,7 @@ from rich.table import Table
 from runs.atomic_files import write_atomically
 from runs.composition import PROJECT_ROOT
 from runs.folders import RESULT_FILE
+from runs.numbers import format_number
 
 FLOOR_PREFIX = "floor/"
 
@@ -105,6 +106,15 @@ def split_floors(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[s
     return {k: v for k, v in metrics.items() if not k.startswith(FLOOR_PREFIX)}, floors
 
 
+def paper_row(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The paper's numbers for what ran: those of the variant where one was chosen."""
+    paper = dict(config.get("paper") or {})
+    variants = paper.pop("variants", {})
+    if config.get("variant_name"):
+        paper["metrics"] = variants.get(config["variant_name"], {})
+    return paper
+
+
 def describe_software() -> dict[str, Any]:
     """Versions, machine and commit that a number belongs to."""
     commit = subprocess.run(
@@ -137,7 +147,8 @@ def print_result(result: Mapping[str, Any]) -> None:
     """The table at the end of a run: this run, the floor on the same data, the paper."""
     paper = result.get("paper") or {}
     paper_metrics = paper.get("metrics") or {}
-    table = Table(title=result["name"], title_justify="left")
+    title = result["name"] + (f", {result['variant']}" if result.get("variant") else "")
+    table = Table(title=title, title_justify="left")
     table.add_column("metric")
     for column in ("this run", "floor", "paper"):
         table.add_column(column, justify="right")
@@ -152,8 +163,3 @@ def print_result(result: Mapping[str, Any]) -> None:
         )
     if paper.get("note"):
         console.print(str(paper["note"]), soft_wrap=True)
-
-
-def format_number(value: float | None) -> str:
-    """Three to four significant places, or a dash where there is no number."""
-    return "-" if value is None else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

@@ -318,9 +318,9 @@ class GenerationWriter:
         part = self._parts.get(name) or self._open_part(name, values.dtype, len(shape))
         if (values.dtype.str, len(shape)) != (part.dtype, part.axes):
             raise ValueError(
-                f"field '{name}' holds {part.dtype} arrays of {part.axes} axes, got {values.dtype.str} of {len(shape)}"
+                f"field '{name}' holds {part.dtype} arrays of {part.axes} axes, not {values.dtype.str} of {len(shape)}"
             )
-        with full_disk_in_words(self._folder):
+        with full_disk_in_words(self._folder.with_suffix("")):
             part.stream.write(values.reshape(-1).view(np.uint8).data)
         part.indices.append(indices.astype(np.int64))
         part.shapes.append(np.tile(np.array(shape, dtype=np.int64), (len(indices), 1)))
@@ -349,7 +349,7 @@ class GenerationWriter:
         return self._folder / f"{name}.rank{rank}"
 
     def _close(self) -> None:
-        with full_disk_in_words(self._folder):
+        with full_disk_in_words(self._folder.with_suffix("")):
             for part in self._parts.values():
                 part.stream.close()
 

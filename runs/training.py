@@ -108,10 +108,11 @@ def _fit_and_test(config: Mapping[str, Any], stage: Stage, run_dir: Path, record
     if trainer.is_global_zero:
         result = {
             "name": config["name"],
+            "variant": config.get("variant_name"),
             "stage": stage.name or None,
             "metrics": metrics,
             "floors": floors,
-            "paper": resolved.get("paper") or {},
+            "paper": results.paper_row(resolved),
             "seed": resolved["seed"],
             "overrides": record.overrides,
             "sweep": record.sweep,

@@ -1,0 +1,146 @@
+"""Gathers the results of many runs into one table: mean ± standard deviation beside the paper."""
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runs.errors import InputError
+from runs.folders import RESULT_FILE, RUN_FILE
+from runs.numbers import format_number
+
+# Overrides that say where or how a job ran, not what it was.
+_NOT_A_CHOICE = (
+    "seed=",
+    "experiment=",
+    "variant=",
+    "trainer=",
+    "trainer.enable",
+    "logger",
+    "paths.",
+    "hydra.",
+    "data.root=",
+    "data.num_workers=",
+    "sweep=",
+    "launcher=",
+)
+
+
+@dataclass
+class Group:
+    """Runs of one experiment that differ in their seed alone."""
+
+    name: str
+    choices: tuple[str, ...]
+    paper: dict[str, float]
+    seeds: list[int] = field(default_factory=list)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    floors: dict[str, list[float]] = field(default_factory=dict)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command `python report.py`."""
+    parser = argparse.ArgumentParser(
+        prog="report.py",
+        description="Table of finished runs: mean ± standard deviation over seeds, floor, paper.",
+    )
+    parser.add_argument("folders", nargs="*", default=["outputs"], help="folders to search (default: outputs)")
+    parser.add_argument("--metric", action="append", help="only this metric, for example test/top1 (may be repeated)")
+    parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
+    options = parser.parse_args(arguments)
+    groups = group_results(read_results([Path(folder) for folder in options.folders]))
+    rows = [row for group in groups for row in rows_of(group, options.metric)]
+    if not rows:
+        known = sorted({metric for group in groups for metric in group.metrics})
+        raise InputError(f"no run has the metric {', '.join(options.metric)}: known are {', '.join(known)}")
+    _PRINTERS[options.format](rows)
+    return 0
+
+
+def read_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """All finished runs below some folders; stages and evaluations are not runs of their own.
+
+    Raises:
+        InputError: if a folder does not exist or nothing in them is finished.
+    """
+    results = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder: give one that holds runs, for example outputs")
+        for path in sorted(folder.rglob(RESULT_FILE)):
+            if (path.parent / RUN_FILE).is_file():
+                results.append(json.loads(path.read_text()))
+    if not results:
+        raise InputError(f"no finished run ({RESULT_FILE} beside {RUN_FILE}) below {', '.join(map(str, folders))}")
+    return results
+
+
+def group_results(results: Iterable[dict[str, Any]]) -> list[Group]:
+    """Groups runs that only differ in their seed, in the order of first appearance."""
+    groups: dict[tuple[str, tuple[str, ...]], Group] = {}
+    for result in results:
+        choices = tuple(sorted(word for word in result["overrides"] if not word.lstrip("+").startswith(_NOT_A_CHOICE)))
+        if result.get("variant"):
+            choices = (result["variant"], *choices)
+        paper = (result.get("paper") or {}).get("metrics") or {}
+        group = groups.setdefault((result["name"], choices), Group(result["name"], choices, paper))
+        group.seeds.append(result["seed"])
+        for name, value in result["metrics"].items():
+            group.metrics.setdefault(name, []).append(value)
+        for name, value in result["floors"].items():
+            group.floors.setdefault(name, []).append(value)
+    return list(groups.values())
+
+
+def rows_of(group: Group, only: Sequence[str] | None) -> list[list[str]]:
+    """One row a metric: experiment, what was chosen, metric, n, mean ± std, floor, paper."""
+    rows = []
+    for metric, values in group.metrics.items():
+        if only and metric not in only:
+            continue
+        spread = f" ± {format_number(statistics.stdev(values))}" if len(values) > 1 else ""
+        floors = group.floors.get(metric.partition("/")[2])
+        rows.append(
+            [
+                group.name,
+                " ".join(group.choices) or "-",
+                metric,
+                str(len(values)),
+                format_number(statistics.fmean(values)) + spread,
+                format_number(statistics.fmean(floors) if floors else None),
+                format_number(group.paper.get(metric)),
+            ]
+        )
+    return rows
+
+
+_COLUMNS = ["experiment", "variant", "metric", "runs", "mean ± std", "floor", "paper"]
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for column in _COLUMNS:
+        table.add_column(column, justify="right" if column in _COLUMNS[3:] else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _print_markdown(rows: list[list[str]]) -> None:
+    for row in [_COLUMNS, ["---"] * len(_COLUMNS), *rows]:
+        print("| " + " | ".join(row) + " |")
+
+
+def _print_csv(rows: list[list[str]]) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerows([_COLUMNS, *rows])
+
+
+_PRINTERS = {"table": _print_table, "markdown": _print_markdown, "csv": _print_csv}

@@ -1,0 +1,43 @@
+"""Runs the toy experiment: in this process, or through the doors as a user would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from runs.composition import PROJECT_ROOT, compose_config
+from runs.training import train_all_stages
+
+TOY = ["experiment=toy_digits", f"hydra.searchpath=[file://{PROJECT_ROOT}/tests/toy/conf]", "trainer=cpu"]
+QUIET = "trainer.enable_progress_bar=false"
+
+
+def toy_config(run_dir: Path, *overrides: str) -> DictConfig:
+    return compose_config([*TOY, QUIET, f"paths.run_dir={run_dir}", *overrides])
+
+
+def train_toy(run_dir: Path, *overrides: str) -> float | None:
+    return train_all_stages(toy_config(run_dir, *overrides))
+
+
+def door_environment(**extra: str) -> dict[str, str]:
+    path = os.pathsep.join([str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **extra}
+
+
+def start_door(door: str, *words: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT_ROOT / door), *words],
+        env=door_environment(**environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_door(door: str, *words: str, **environment: str) -> tuple[int, str]:
+    process = start_door(door, *words, **environment)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
