@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 JOBS ?= 2
+BENCHMARKS := $(filter-out __init__,$(notdir $(basename $(wildcard benchmarks/*.py))))
 
 .PHONY: help install demo test test-all lint format experiments benchmarks clean
 
@@ -39,7 +40,7 @@ experiments: $(INSTALLED) ## print the table of experiments, and put it into the
 	$(BIN)/python -m runs.experiment_table
 
 benchmarks: $(INSTALLED) ## measure against the alternatives (prints ratios)
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean: ## remove what the project made (not the outputs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

@@ -17,6 +17,7 @@ from runs import composition
 from runs.errors import InputError
 from runs.folders import RUN_FILE, find_run, read_run
 
+INPUT_ERROR = 2  # exit code: the user's input is wrong, and has been told so
 Task = Callable[[DictConfig], Any]
 
 
@@ -100,11 +101,16 @@ def _quiet_in_this_process(task: Task) -> Task:
         hydra_config = HydraConfig.get()
         if hydra_config.mode == RunMode.MULTIRUN and "basic" not in str(hydra_config.launcher.get("_target_")):
             return task(config)
+        folder = Path(hydra_config.runtime.output_dir)
         try:
             return task(config)
+        except SystemExit as stop:  # a process of the run has answered already
+            if stop.code == INPUT_ERROR:
+                _remove_if_nothing_ran(folder)
+            raise
         except Exception as error:
             if isinstance(error, InputError):
-                _remove_if_nothing_ran(Path(hydra_config.runtime.output_dir))
+                _remove_if_nothing_ran(folder)
             answer(error)
             raise
 
@@ -113,7 +119,9 @@ def _quiet_in_this_process(task: Task) -> Task:
 
 def _remove_if_nothing_ran(folder: Path) -> None:
     """Removes the folder of a job that was refused before it did anything: nothing half-made stays."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", RUN_FILE, "run.log"}:
+    if folder.is_dir() and all(
+        path.name in (".hydra", RUN_FILE) or path.suffix == ".log" for path in folder.iterdir()
+    ):
         shutil.rmtree(folder)
 
 
@@ -139,8 +147,8 @@ def answer_errors(action: Callable[[], None]) -> None:
 
 def answer(error: Exception) -> None:
     """Prints the sentence of an error that has one and exits; comes back for any other."""
-    exit_code = 2 if isinstance(error, InputError) else getattr(error, "exit_code", None)
+    exit_code = INPUT_ERROR if isinstance(error, InputError) else getattr(error, "exit_code", None)
     if exit_code is None:
         return
-    print(f"error: {error}" if exit_code == 2 else f"\n{error}", file=sys.stderr)
+    print(f"error: {error}" if exit_code == INPUT_ERROR else f"\n{error}", file=sys.stderr)
     sys.exit(exit_code)

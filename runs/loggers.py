@@ -4,6 +4,7 @@ import csv
 import io
 import netrc
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +61,7 @@ class MetricsCSV(Logger):
         write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
 
     def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        self.save()  # what the checkpoint has seen must not be lost with the process
+        self.save()
 
     def finalize(self, status: str) -> None:
         self.save()
@@ -117,7 +118,7 @@ def close_loggers(loggers: Sequence[Logger]) -> None:
     for logger in loggers:
         logger.finalize("success")
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish(quiet=True)
+            logger.experiment.finish()
 
 
 def _has_wandb_key() -> bool:
@@ -132,7 +133,5 @@ def _has_wandb_key() -> bool:
 
 def _kept_run_id(path: Path) -> str:
     if not path.is_file():
-        import wandb
-
-        path.write_text(wandb.util.generate_id())
+        path.write_text(secrets.token_hex(4))  # the form of W&B's own ids
     return path.read_text().strip()

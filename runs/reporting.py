@@ -84,7 +84,8 @@ def group_results(results: Iterable[dict[str, Any]]) -> list[Group]:
     """Groups runs that only differ in their seed, in the order of first appearance."""
     groups: dict[tuple[str, tuple[str, ...]], Group] = {}
     for result in results:
-        choices = tuple(sorted(word for word in result["overrides"] if not word.lstrip("+").startswith(_NOT_A_CHOICE)))
+        typed = {word.partition("=")[0].lstrip("+"): word for word in result["overrides"]}  # the last one wins
+        choices = tuple(sorted(word for key, word in typed.items() if not f"{key}=".startswith(_NOT_A_CHOICE)))
         if result.get("variant"):
             choices = (result["variant"], *choices)
         paper = (result.get("paper") or {}).get("metrics") or {}

@@ -95,7 +95,7 @@ def _fit_and_test(config: Mapping[str, Any], stage: Stage, run_dir: Path, record
         ConfigInCheckpoint(record.config, stage.name),
         stopwatch,
         *pieces.callbacks,
-        signals,  # saves after every other callback has seen the batch; Lightning puts ModelCheckpoint last
+        signals,  # after every other callback has seen the batch; Lightning puts checkpoints last
     ]
     trainer = build_trainer(resolved, callbacks, pieces.loggers, plugins=[AtomicCheckpointIO()])
     for logger in trainer.loggers:

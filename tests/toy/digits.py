@@ -141,5 +141,5 @@ class DigitsModule(pl.LightningModule):
 
     def figures(self, stage: str) -> dict[str, Figure]:
         figure = Figure(figsize=(2, 2))
-        figure.subplots().imshow(self.network.weight.detach().cpu()[0].reshape(8, 8))
+        figure.subplots().imshow(self.network.weight.detach().cpu()[0].reshape(8, 8).numpy())
         return {"weights": figure}

@@ -1,0 +1,1 @@
+"""Metrics that papers share, as torchmetrics classes."""

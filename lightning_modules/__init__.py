@@ -1,0 +1,1 @@
+"""One package for each paper; a paper imports only its own package and the shared components."""

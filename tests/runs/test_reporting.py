@@ -1,0 +1,60 @@
+"""The table over many runs."""
+
+import csv
+import io
+import json
+import statistics
+
+import pytest
+
+from runs.errors import InputError
+from runs.reporting import main
+
+
+def write(folder, seed, top1, overrides=(), variant=None):
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text("{}")
+    result = {
+        "name": "paper_data",
+        "variant": variant,
+        "metrics": {"test/top1": top1, "test/top5": 99.0},
+        "floors": {"top1": 20.0},
+        "paper": {"metrics": {"test/top1": 60.6}},
+        "seed": seed,
+        "overrides": [f"seed={seed}", "trainer=gpu", *overrides],
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed, top1 in ((1, 50.0), (2, 55.0), (3, 57.0)):
+        write(tmp_path / "a" / str(seed), seed, top1)
+    write(tmp_path / "b", 1, 40.0, ["model.lr=1", "model.lr=2"])
+    write(tmp_path / "c", 1, 30.0, variant="control")
+    stage = tmp_path / "c" / "stage"
+    stage.mkdir()
+    (stage / "result.json").write_text("{}")  # a stage is no run of its own
+    return tmp_path
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_row(folder, capsys):
+    main([str(folder), "--format", "csv", "--metric", "test/top1"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["variant"], row["runs"], row["floor"], row["paper"]) for row in rows] == [
+        ("-", "3", "20.00", "60.60"),
+        ("model.lr=2", "1", "20.00", "60.60"),
+        ("control", "1", "20.00", "60.60"),
+    ]
+    values = [50.0, 55.0, 57.0]
+    assert rows[0]["mean ± std"] == f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.4f}"
+
+
+def test_unknown_metric_names_the_known_ones(folder):
+    with pytest.raises(InputError, match=r"no run has the metric top1: known are test/top1, test/top5"):
+        main([str(folder), "--metric", "top1"])
+
+
+def test_a_folder_without_finished_runs_is_said(tmp_path):
+    with pytest.raises(InputError, match="no finished run"):
+        main([str(tmp_path)])

@@ -1,0 +1,120 @@
+"""Whole runs of the toy experiment in this process: stages, results, checkpoints, skipping, errors."""
+
+import errno
+import json
+
+import pytest
+import torch
+
+from runs.checkpoints import CONFIG_KEY, AtomicCheckpointIO, evaluation_config
+from runs.errors import InputError
+from runs.folders import read_run
+from tests.toy.running import train_toy
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "toy"
+    metric = train_toy(run_dir, "optimized_metric=test/accuracy", "seed=3")
+    return run_dir, metric
+
+
+def test_a_run_writes_its_stages_and_its_result(finished_run):
+    run_dir, metric = finished_run
+    result = json.loads((run_dir / "result.json").read_text())
+    assert set(result["stages"]) == {"first", "second"}
+    assert result["metrics"] == result["stages"]["second"]["metrics"]
+    assert metric == result["metrics"]["test/accuracy"] > 0.8
+    assert result["floors"] == {"accuracy": pytest.approx(0.1)}
+    assert result["paper"]["metrics"] == {"test/accuracy": 0.95}
+    assert result["seed"] == 3
+    first = result["stages"]["first"]
+    assert first["steps"] == 3 * 11  # 3 epochs of 11 batches of 100 of 1198 digits
+    assert first["samples_per_second"] > 0
+    assert first["peak_memory_mib"] > 0
+    for stage in ("first", "second"):
+        assert (run_dir / stage / "metrics.csv").is_file()
+        assert (run_dir / stage / "figures" / "val_weights.png").is_file()
+        assert (run_dir / stage / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_the_second_stage_starts_from_the_weights_of_the_first(tmp_path):
+    train_toy(tmp_path / "run", "stages.second.trainer.max_epochs=1", "stages.second.model.optimizer.lr=0")
+    first, second = (
+        torch.load(tmp_path / "run" / stage / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for stage in ("first", "second")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_every_checkpoint_loads_without_pickles_and_carries_its_config(finished_run):
+    run_dir, _ = finished_run
+    for path in run_dir.rglob("*.ckpt"):
+        checkpoint = torch.load(path, weights_only=True)
+        assert checkpoint[CONFIG_KEY]["config"] == read_run(run_dir).config
+        assert checkpoint[CONFIG_KEY]["stage"] == path.parent.parent.name
+
+
+def test_a_checkpoint_is_judged_with_its_own_stage_and_without_initial_weights(finished_run):
+    run_dir, _ = finished_run
+    config = evaluation_config(run_dir / "second" / "checkpoints" / "last.ckpt")
+    assert config["model"]["optimizer"]["lr"] == 0.001
+    assert config["model"]["init_from"] is None
+    assert "stages" not in config
+
+
+def test_a_finished_run_is_not_run_again(finished_run):
+    run_dir, metric = finished_run
+    before = (run_dir / "second" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    assert train_toy(run_dir, "optimized_metric=test/accuracy", "seed=3") == metric
+    assert (run_dir / "second" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_the_folder_of_another_run_is_refused(finished_run):
+    run_dir, _ = finished_run
+    with pytest.raises(InputError, match="holds another run"):
+        train_toy(run_dir, "seed=4")
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(finished_run, tmp_path):
+    _, metric = finished_run
+    losses = []
+    for name, seed in (("same", 3), ("other", 4)):
+        train_toy(tmp_path / name, f"seed={seed}")
+        losses.append(json.loads((tmp_path / name / "result.json").read_text())["metrics"]["test/loss"])
+    assert losses[0] == json.loads((finished_run[0] / "result.json").read_text())["metrics"]["test/loss"]
+    assert losses[0] != losses[1]
+
+
+def test_worker_processes_change_no_number(finished_run, tmp_path):
+    train_toy(tmp_path / "run", "seed=3", "data.num_workers=2")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["metrics"] == json.loads((finished_run[0] / "result.json").read_text())["metrics"]
+
+
+def test_nan_loss_stops_the_run_and_names_step_and_files(tmp_path):
+    with pytest.raises(InputError, match=r"the loss is nan at batch 2 of epoch 1 \(files digit_\d+\.png, .* and 95 more\)"):
+        train_toy(tmp_path / "run", "model.nan_at_step=13")
+    checkpoint = torch.load(tmp_path / "run" / "first" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0  # of the epoch before
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+
+    def write_half(checkpoint, stream):
+        stream.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", write_half)
+    with pytest.raises(InputError, match="the disk is full: .*last.ckpt was not written"):
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_an_optimised_metric_that_does_not_exist_names_those_that_do(tmp_path):
+    with pytest.raises(InputError, match="optimized_metric=test/acc is not a metric .* test/accuracy"):
+        train_toy(tmp_path / "run", "optimized_metric=test/acc", "debug=fast")
