@@ -7,9 +7,9 @@ from runs.command_line import open_train_door
 
 def train(config: DictConfig) -> float | None:
     """Runs all stages of one config; returns the metric that a sweeper optimises."""
-    from runs.training import train_all_stages
+    from runs.training import Command, train_all_stages
 
-    return train_all_stages(config)
+    return train_all_stages(config, Command.from_hydra())
 
 
 if __name__ == "__main__":

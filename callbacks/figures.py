@@ -18,16 +18,21 @@ class ProvidesFigures(Protocol):
 
 
 class FigureWriter(pl.Callback):
-    """Writes `<folder>/<name>.png` after every validation epoch, test and prediction.
+    """Writes `<folder>/<stage>_<name>.png` after validation epochs, test and prediction.
 
     A later epoch overwrites the file of an earlier one; the loggers keep all of them.
+
+    Args:
+        folder: of the PNG files.
+        every_n_epochs: epochs between two validations that draw; drawing can cost more than a
+            small validation.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, every_n_epochs: int) -> None:
+        self.folder, self.every_n_epochs = Path(folder), every_n_epochs
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._write(trainer, module, "val")
 
     def on_test_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

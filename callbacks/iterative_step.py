@@ -28,9 +28,7 @@ A complete step, its dataset and its config::
       folder: ${stage_dir}/rounds
 """
 
-import hashlib
 import json
-import random
 import re
 import time
 from bisect import bisect_right
@@ -40,12 +38,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import CombinedLoader
 from pytorch_lightning.utilities.seed import isolate_rng
 
+from components.seeding import seed_streams
 from runs.errors import InputError, first_few
 from runs.round_store import GenerationWriter, OtherRankError, Ranks, RoundReader, RoundStore
 
@@ -334,7 +332,7 @@ class IterativeStep(pl.Callback):
         started = time.perf_counter()
         try:
             with self._together(), evaluation_mode(module), torch.no_grad(), _streams_kept(module):
-                _seed_streams(self.seed, self.name, self.round)
+                seed_streams(self.seed, self.name, self.round)
                 metrics = {key: float(value) for key, value in self.run(trainer, module, trainer.datamodule).items()}
                 if taken := set(metrics) & set(RESERVED):
                     raise ValueError(f"{self.name}: {first_few(sorted(taken))} names no metric")
@@ -439,14 +437,6 @@ def _finished_epochs(fit_loop: Mapping[str, Any]) -> int:
 
 def _streams_kept(module: pl.LightningModule) -> AbstractContextManager[None]:
     return isolate_rng(include_cuda=module.device.type == "cuda")
-
-
-def _seed_streams(*place: object) -> None:
-    digest = hashlib.blake2b(repr(place).encode(), digest_size=4).digest()
-    seed = int.from_bytes(digest, "big")
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 def _all_gather(value: Any) -> list[Any]:

@@ -54,10 +54,7 @@ class HMDB51Reader:
                     record = ClipRecord(f"{name}/{clip.strip()}", name, self.group(clip))
                     (train if use == "1" else test).append(record)
         if wrong:
-            raise InputError(
-                f"{self._lists(root)}: {len(wrong)} lines are not '<file> 0|1|2':"
-                f" {first_few(wrong)}"
-            )
+            raise InputError(f"{self._lists(root)}: {len(wrong)} lines are not '<file> 0|1|2': {first_few(wrong)}")
         return train, test
 
     def group(self, path: str) -> str | None:
@@ -70,8 +67,5 @@ class HMDB51Reader:
         files = self._lists(root).glob(f"*{ending}{number}.txt")
         names = sorted({path.stem[: path.stem.rindex(ending)] for path in files})
         if not names:
-            raise InputError(
-                f"{self._lists(root)} holds no <class>_test_split{split or 'N'}.txt:"
-                f" {self.instructions}"
-            )
+            raise InputError(f"{self._lists(root)} holds no <class>_test_split{split or 'N'}.txt: {self.instructions}")
         return names

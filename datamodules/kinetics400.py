@@ -66,14 +66,10 @@ class Kinetics400Reader:
         wrong = [
             f"line {number}"
             for number, row in enumerate(rows, start=2)
-            if not row["label"]
-            or not str(row["time_start"]).isdecimal()
-            or not str(row["time_end"]).isdecimal()
+            if not row["label"] or not str(row["time_start"]).isdecimal() or not str(row["time_end"]).isdecimal()
         ]
         if wrong:
-            raise InputError(
-                f"{path}: {len(wrong)} lines have no label or no whole seconds: {first_few(wrong)}"
-            )
+            raise InputError(f"{path}: {len(wrong)} lines have no label or no whole seconds: {first_few(wrong)}")
         if not rows:
             raise InputError(f"{path} lists no clip")
         return rows

@@ -61,11 +61,6 @@ def trainer_position(trainer: pl.Trainer | None) -> EpochPosition:
     return EpochPosition(epoch, batches_done, trainer.global_rank, trainer.world_size)
 
 
-def derive_seed(seed: int, stream: int) -> int:
-    """A seed for one of several independent streams of the same run."""
-    return int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
-
-
 def draw_generator(seed: int, number: int) -> np.random.Generator:
     """The private generator of draw ``number``: all randomness of one training sample."""
     return np.random.default_rng([seed, number])

@@ -40,9 +40,7 @@ class CropBox(NamedTuple):
     width: int
 
 
-def multi_scale_crop(
-    height: int, width: int, scales: list[float], max_distort: int, chance: np.ndarray
-) -> CropBox:
+def multi_scale_crop(height: int, width: int, scales: list[float], max_distort: int, chance: np.ndarray) -> CropBox:
     """A crop whose sides are drawn from ``scales`` of the short side, placed uniformly.
 
     Height and width take scales at most ``max_distort`` places of the list apart (0: squares).
@@ -55,12 +53,7 @@ def multi_scale_crop(
         chance: (3,) numbers in [0, 1): which pair of scales, where vertically, horizontally.
     """
     sides = [max(1, round(min(height, width) * scale)) for scale in scales]
-    pairs = [
-        (tall, wide)
-        for i, tall in enumerate(sides)
-        for j, wide in enumerate(sides)
-        if abs(i - j) <= max_distort
-    ]
+    pairs = [(tall, wide) for i, tall in enumerate(sides) for j, wide in enumerate(sides) if abs(i - j) <= max_distort]
     crop_height, crop_width = pairs[int(chance[0] * len(pairs))]
     top = int(chance[1] * (height - crop_height + 1))
     left = int(chance[2] * (width - crop_width + 1))

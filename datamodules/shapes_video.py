@@ -84,9 +84,7 @@ class ShapesVideo:
             "Shrink": ("size", -1),
         }[motion]
         coordinates[moving] = coordinates[moving] + sign * progress
-        x, y, size_phase = (
-            np.broadcast_to(coordinates[name] % 1.0, num_frames) for name in ("x", "y", "size")
-        )
+        x, y, size_phase = (np.broadcast_to(coordinates[name] % 1.0, num_frames) for name in ("x", "y", "size"))
         radius = self.radius[0] + size_phase * (self.radius[1] - self.radius[0])
 
         cover = self._cover(shape, x * self.side, y * self.side, radius)[..., None]
@@ -126,16 +124,12 @@ class ShapesVideo:
         Raises:
             InputError: ``root`` holds something that was not generated here.
         """
-        parameters = json.loads(
-            json.dumps(asdict(self) | {"version": _GENERATOR_VERSION, "lists": lists_folder})
-        )
+        parameters = json.loads(json.dumps(asdict(self) | {"version": _GENERATOR_VERSION, "lists": lists_folder}))
         if _read_manifest(root) == parameters:
             return
         foreign = root.exists() and _read_manifest(root) is None
         if foreign and (not root.is_dir() or any(root.iterdir())):
-            raise InputError(
-                f"data.root={root} holds something else than generated clips: name a new folder"
-            )
+            raise InputError(f"data.root={root} holds something else than generated clips: name a new folder")
         unfinished = root.with_name(f"{root.name}.writing-{os.getpid()}")
         shutil.rmtree(unfinished, ignore_errors=True)
         try:

@@ -32,9 +32,7 @@ class UCF101Reader:
         for base in (root, root.parent):
             if (base / "UCF-101").is_dir() and (base / self.lists_folder).is_dir():
                 return base
-        raise InputError(
-            f"{root} holds no UCF-101/ with {self.lists_folder}/ beside it: {self.instructions}"
-        )
+        raise InputError(f"{root} holds no UCF-101/ with {self.lists_folder}/ beside it: {self.instructions}")
 
     def prepare(self, root: Path) -> None:
         """The archive is the user's to fetch."""
@@ -48,9 +46,7 @@ class UCF101Reader:
         for number, line in read_lines(path):
             fields = line.split()
             if len(fields) != 2 or fields[0] != str(len(names) + 1):
-                raise InputError(
-                    f"{path}: line {number} '{line}' should be '{len(names) + 1} <Class>'"
-                )
+                raise InputError(f"{path}: line {number} '{line}' should be '{len(names) + 1} <Class>'")
             names.append(fields[1])
         return names
 

@@ -119,9 +119,7 @@ def count_frames(path: Path) -> int:
         return sum(len(_decode(packet)) for packet in _packets(container))
 
 
-def _read_wanted(
-    path: Path, wanted: np.ndarray | None, stop_early: bool
-) -> tuple[dict[int, np.ndarray], int]:
+def _read_wanted(path: Path, wanted: np.ndarray | None, stop_early: bool) -> tuple[dict[int, np.ndarray], int]:
     """One pass over a file.
 
     Args:
@@ -154,9 +152,7 @@ def _read_wanted(
 
 def _stack(frames: dict[int, np.ndarray], numbers: np.ndarray) -> Tensor:
     """(T, 3, H, W) uint8 with channels last in memory, the layout that resizes fastest."""
-    return torch.from_numpy(np.stack([frames[int(number)] for number in numbers])).permute(
-        0, 3, 1, 2
-    )
+    return torch.from_numpy(np.stack([frames[int(number)] for number in numbers])).permute(0, 3, 1, 2)
 
 
 def read_frames(path: Path, frame_indices: np.ndarray) -> Tensor:
@@ -174,9 +170,7 @@ def read_frames(path: Path, frame_indices: np.ndarray) -> Tensor:
     """
     frames, decoded = _read_wanted(path, frame_indices, stop_early=True)
     if decoded <= int(np.max(frame_indices)):
-        raise _unreadable(
-            path, f"frame {int(np.max(frame_indices))} was asked for but only {decoded} decode"
-        )
+        raise _unreadable(path, f"frame {int(np.max(frame_indices))} was asked for but only {decoded} decode")
     return _stack(frames, frame_indices)
 
 
@@ -221,8 +215,7 @@ class FrameSource:
         self._lengths[path] = decoded
         if decoded != estimate:
             warnings.warn(
-                f"{path}: {decoded} frames decode although the file promises {estimate};"
-                f" the decoded number is used",
+                f"{path}: {decoded} frames decode although the file promises {estimate}; the decoded number is used",
                 stacklevel=2,
             )
             return read_frames(path, choose(decoded))

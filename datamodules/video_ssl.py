@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from components.seeding import derived_seed
 from datamodules.clip_lists import (
     ClipReader,
     ClipRecord,
@@ -28,7 +29,6 @@ from datamodules.sampling import (
     EpochSampler,
     StridedSampler,
     as_draw,
-    derive_seed,
     draw_generator,
     shared_batches,
     trainer_position,
@@ -342,7 +342,8 @@ class VideoSSLDataModule(pl.LightningDataModule):
     # -- what is on disk -------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        if self.root is not None:
+        predicting = self.trainer is not None and self.trainer.predicting
+        if self.root is not None and not predicting:
             self.reader.prepare(self.root)
 
     def setup(self, stage: str) -> None:
@@ -396,9 +397,7 @@ class VideoSSLDataModule(pl.LightningDataModule):
         """Labelled, unlabelled and test records."""
         if self.lists == "official":
             train, test = self.reader.read_split(root, self.split)
-            labeled = draw_labeled(
-                train, self.labeled_per_class, self.labeled_fraction, self.label_seed
-            )
+            labeled = draw_labeled(train, self.labeled_per_class, self.labeled_fraction, self.label_seed)
         else:
             folder = self._lists_folder(root)
             labeled = read_ssl_list(folder / "labeled_training.txt", known, self.reader)
@@ -438,13 +437,11 @@ class VideoSSLDataModule(pl.LightningDataModule):
         problems = []
         if missing:
             problems.append(
-                f"{len(missing)} of {len(new)} listed videos are missing below {folder}:"
-                f" {first_few(missing)}"
+                f"{len(missing)} of {len(new)} listed videos are missing below {folder}: {first_few(missing)}"
             )
         if broken:
             problems.append(
-                f"{len(broken)} of {len(new)} listed videos below {folder} cannot be read:"
-                f" {first_few(broken)}"
+                f"{len(broken)} of {len(new)} listed videos below {folder} cannot be read: {first_few(broken)}"
             )
         if problems and self.on_missing == "error":
             raise InputError("; ".join(problems) + " (data.on_missing=skip trains without them)")
@@ -477,31 +474,22 @@ class VideoSSLDataModule(pl.LightningDataModule):
     def _find_videos_to_predict(self) -> None:
         folder = self.predict_root
         if folder is None:
-            raise InputError(
-                "data.predict_root is not set: name the folder of the videos to predict"
-            )
+            raise InputError("data.predict_root is not set: name the folder of the videos to predict")
         if not folder.is_dir():
             raise InputError(f"data.predict_root={folder} is no folder")
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
         if not files:
-            raise InputError(
-                f"data.predict_root={folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})"
-            )
+            raise InputError(f"data.predict_root={folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
         named = {path.relative_to(folder).as_posix(): path for path in files}
         reasons = _reasons_unreadable(named)
         broken = [f"{name} ({reason})" for name, reason in reasons.items() if reason]
         if broken:
-            problem = (
-                f"{len(broken)} of {len(files)} videos below {folder} cannot be read:"
-                f" {first_few(broken)}"
-            )
+            problem = f"{len(broken)} of {len(files)} videos below {folder} cannot be read: {first_few(broken)}"
             if self.on_missing == "error" or len(broken) == len(files):
                 raise InputError(f"{problem} (data.on_missing=skip predicts the others)")
             warnings.warn(f"{problem}; they are skipped", stacklevel=3)
         self._to_predict = [
-            Clip(path, -1, index, name)
-            for index, (name, path) in enumerate(named.items())
-            if not reasons[name]
+            Clip(path, -1, index, name) for index, (name, path) in enumerate(named.items()) if not reasons[name]
         ]
 
     # -- what was learned from the lists ---------------------------------------------------------
@@ -545,19 +533,13 @@ class VideoSSLDataModule(pl.LightningDataModule):
         labeled = self._clips(self._labeled)
         labeled_batches = -(-len(labeled) // self.batch_size)
         if not self.unlabeled:
-            return self._training_loader(
-                LabeledClips, labeled, self.batch_size, labeled_batches, at.world_size
-            )
+            return self._training_loader(LabeledClips, labeled, self.batch_size, labeled_batches, at.world_size)
         unlabeled = self._clips(self._unlabeled)
         unlabeled_batch = self.mu * self.batch_size
         batches = max(labeled_batches, -(-len(unlabeled) // unlabeled_batch))
         loaders = {
-            "labeled": self._training_loader(
-                LabeledClips, labeled, self.batch_size, batches, at.world_size
-            ),
-            "unlabeled": self._training_loader(
-                TwoRateClips, unlabeled, unlabeled_batch, batches, at.world_size
-            ),
+            "labeled": self._training_loader(LabeledClips, labeled, self.batch_size, batches, at.world_size),
+            "unlabeled": self._training_loader(TwoRateClips, unlabeled, unlabeled_batch, batches, at.world_size),
         }
         # Both have the same length, so "min_size" neither cuts nor cycles.
         return CombinedLoader(loaders, "min_size")
@@ -571,7 +553,7 @@ class VideoSSLDataModule(pl.LightningDataModule):
         world_size: int,
     ) -> EpochLoader:
         stream = _LABELED_STREAM if dataset_class is LabeledClips else _UNLABELED_STREAM
-        seed = derive_seed(self.seed, stream)
+        seed = derived_seed(self.seed, stream)
         sampler = EpochSampler(
             size=len(clips),
             batch_size=shared_batches(global_batch, world_size, "data.batch_size"),
@@ -580,9 +562,7 @@ class VideoSSLDataModule(pl.LightningDataModule):
             position=lambda: trainer_position(self.trainer),
         )
         dataset = dataset_class(clips, self.views, self.source, seed)
-        return training_loader(
-            dataset, sampler, num_workers=self.num_workers, pin_memory=self.pin_memory
-        )
+        return training_loader(dataset, sampler, num_workers=self.num_workers, pin_memory=self.pin_memory)
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self._clips(self._test), with_name=False)
@@ -625,9 +605,7 @@ def _check_views(
     flip: float,
 ) -> None:
     if min(frames_fast, frames_slow) < 1:
-        raise InputError(
-            f"data.frames_fast={frames_fast} and data.frames_slow={frames_slow} must be at least 1"
-        )
+        raise InputError(f"data.frames_fast={frames_fast} and data.frames_slow={frames_slow} must be at least 1")
     if slow_sampling == "subsample" and frames_fast % frames_slow:
         raise InputError(
             f"data.slow_sampling=subsample takes every k-th fast frame: data.frames_fast="
@@ -666,9 +644,7 @@ def _reasons_unreadable(files: dict[str, Path]) -> dict[str, str]:
 def _refuse_overlap(train: list[ClipRecord], test: list[ClipRecord]) -> None:
     shared = sorted({clip.path for clip in train} & {clip.path for clip in test})
     if shared:
-        raise InputError(
-            f"{len(shared)} clips are in both the training and the test list: {first_few(shared)}"
-        )
+        raise InputError(f"{len(shared)} clips are in both the training and the test list: {first_few(shared)}")
 
 
 def _warn_of_shared_groups(train: list[ClipRecord], test: list[ClipRecord]) -> None:

@@ -177,5 +177,6 @@ def _silence_known_noise() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*It is recommended to use `self.log.*sync_dist.*",
         ".*all_gather is deprecated.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",
     ):
         warnings.filterwarnings("ignore", message)

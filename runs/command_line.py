@@ -119,9 +119,7 @@ def _quiet_in_this_process(task: Task) -> Task:
 
 def _remove_if_nothing_ran(folder: Path) -> None:
     """Removes the folder of a job that was refused before it did anything: nothing half-made stays."""
-    if folder.is_dir() and all(
-        path.name in (".hydra", RUN_FILE) or path.suffix == ".log" for path in folder.iterdir()
-    ):
+    if folder.is_dir() and all(path.name in (".hydra", RUN_FILE) or path.suffix == ".log" for path in folder.iterdir()):
         shutil.rmtree(folder)
 
 

@@ -3,8 +3,9 @@
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -17,15 +18,44 @@ from runs.run_log import log_to, say
 from runs.stages import Stage, fill_stage_checkpoints, let_command_line_win, resolve_stage, stages_of
 
 
-def train_all_stages(config: DictConfig) -> float | None:
+@dataclass(frozen=True)
+class Command:
+    """What the user typed, as far as the config does not say it.
+
+    Attributes:
+        overrides: the words that changed the config, in order.
+        sweep: name of the sweep that the job is part of.
+        names_folder: whether the run's folder was given.
+    """
+
+    overrides: list[str]
+    sweep: str | None = None
+    names_folder: bool = True
+
+    @classmethod
+    def from_hydra(cls) -> Self:
+        """The command line of the job that Hydra is running."""
+        hydra = HydraConfig.get()
+        return cls(
+            overrides=list(hydra.overrides.task),
+            sweep=Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None,
+            names_folder=any(word.startswith("hydra.run.dir=") for word in hydra.overrides.hydra),
+        )
+
+
+def train_all_stages(config: DictConfig, command: Command) -> float | None:
     """The job of train.py: makes or finds the run's folder, runs it, returns the metric to optimise."""
     from runs.building import check_config
     from runs.results import read_result
 
-    record = _record(config)
+    record = _record(config, command)
     run_dir = Path(record.config["paths"]["run_dir"])
     for stage in stages_of(record.config, run_dir):  # all of them, before the first one starts
         check_config(resolve_stage(record.config, stage))
+    if "TORCHELASTIC_RUN_ID" in os.environ and not command.names_folder and config.ckpt_path is None:
+        raise InputError(
+            "torchrun starts several processes that must share one folder: add hydra.run.dir=<folder> to the command"
+        )
     if global_rank() == 0:
         _claim(run_dir, record, resuming=config.ckpt_path is not None)
     else:
@@ -36,9 +66,9 @@ def train_all_stages(config: DictConfig) -> float | None:
     else:
         train_run(run_dir)
     metric = config.optimized_metric
-    metrics = read_result(run_dir)["metrics"]
-    if metric is None:
+    if metric is None or global_rank() != 0:
         return None
+    metrics = read_result(run_dir)["metrics"]
     if metric not in metrics:
         raise InputError(f"optimized_metric={metric} is not a metric of this run: known are {', '.join(metrics)}")
     return metrics[metric]
@@ -129,25 +159,20 @@ def _fit_and_test(config: Mapping[str, Any], stage: Stage, run_dir: Path, record
         torch.distributed.destroy_process_group()
 
 
-def _record(config: DictConfig) -> RunRecord:
+def _record(config: DictConfig, command: Command) -> RunRecord:
     """What `run.yaml` will say. Interpolations stay, so that `data.num_classes=…` on eval.py reaches the network."""
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
-    plain.pop("hydra", None)
-    plain.pop("ckpt_path", None)
-    task_overrides: list[str] = []
-    overrides, sweep = task_overrides, None
-    if HydraConfig.initialized():
-        hydra = HydraConfig.get()
-        task_overrides = overrides = list(hydra.overrides.task)
-        if hydra.mode == RunMode.MULTIRUN:
-            sweep = Path(hydra.sweep.dir).name
-        if config.ckpt_path is not None:  # a resumed run: the overrides that made it come first
-            before = read_run(Path(hydra.runtime.output_dir))
-            overrides, sweep = [*before.overrides, *overrides], before.sweep
-    plain["paths"] = {**plain["paths"], "run_dir": str(Path(config.paths.run_dir).absolute())}
+    for key in ("hydra", "ckpt_path"):
+        plain.pop(key, None)
+    run_dir = Path(config.paths.run_dir).absolute()
+    overrides, sweep = command.overrides, command.sweep
+    if config.ckpt_path is not None:  # the overrides that made the run come first
+        before = read_run(run_dir)
+        overrides, sweep = [*before.overrides, *overrides], before.sweep
+    plain["paths"] = {**plain["paths"], "run_dir": str(run_dir)}
     plain["group"] = plain.get("group") or sweep
-    return RunRecord(let_command_line_win(plain, task_overrides), overrides, sweep)
+    return RunRecord(let_command_line_win(plain, command.overrides), overrides, sweep)
 
 
 def _claim(run_dir: Path, record: RunRecord, resuming: bool) -> None:
@@ -162,12 +187,6 @@ def _claim(run_dir: Path, record: RunRecord, resuming: bool) -> None:
             raise InputError(
                 f"{run_dir} holds another run (overrides {' '.join(there.overrides) or 'none'}): "
                 "choose another folder with hydra.run.dir=… or hydra.sweep.dir=…"
-            )
-    if is_external_rank() and "TORCHELASTIC_RUN_ID" in os.environ and not resuming:
-        words = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
-        if not any(word.startswith("hydra.run.dir=") for word in words):
-            raise InputError(
-                "torchrun starts several processes that must share one folder: add hydra.run.dir=<folder> to the command"
             )
     write_run(run_dir, record)
 

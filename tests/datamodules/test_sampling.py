@@ -12,13 +12,13 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities import CombinedLoader
 from torch.utils.data import Dataset
 
+from components.seeding import derived_seed
 from datamodules.sampling import (
     Draw,
     EpochPosition,
     EpochSampler,
     StridedSampler,
     as_draw,
-    derive_seed,
     shared_batches,
     trainer_position,
     training_loader,
@@ -43,11 +43,7 @@ def test_ranks_together_hold_the_batches_of_one_process(world_size: int) -> None
     alone = draws(11, 6, 4, (2, 0, 0, 1))
     shares = [draws(11, 6 // world_size, 4, (2, 0, rank, world_size)) for rank in range(world_size)]
     for batch in range(4):
-        together = [
-            share[6 // world_size * batch + place]
-            for place in range(6 // world_size)
-            for share in shares
-        ]
+        together = [share[6 // world_size * batch + place] for place in range(6 // world_size) for share in shares]
         assert together == alone[6 * batch : 6 * batch + 6]
 
 
@@ -67,7 +63,7 @@ def test_the_shorter_of_two_sets_runs_on_through_further_permutations() -> None:
 def test_seeds_give_other_orders_and_streams_other_seeds() -> None:
     first, second = (draws(50, 10, 5, (0, 0, 0, 1), seed=seed) for seed in (1, 2))
     assert [d.index for d in first] != [d.index for d in second]
-    assert derive_seed(1, 0) != derive_seed(1, 1)
+    assert derived_seed(1, 0) != derived_seed(1, 1)
 
 
 def test_strided_sampler_takes_every_sample_once_over_all_ranks() -> None:
@@ -115,13 +111,9 @@ class TwoSets(pl.LightningDataModule):
     def train_dataloader(self) -> CombinedLoader:
         def loader(size: int, seed: int) -> Any:
             sampler = EpochSampler(size, 4, 6, seed, lambda: trainer_position(self.trainer))
-            return training_loader(
-                Numbers(size), sampler, num_workers=self.num_workers, pin_memory=False
-            )
+            return training_loader(Numbers(size), sampler, num_workers=self.num_workers, pin_memory=False)
 
-        return CombinedLoader(
-            {"labeled": loader(self.labeled_size, 1), "unlabeled": loader(10, 2)}, "min_size"
-        )
+        return CombinedLoader({"labeled": loader(self.labeled_size, 1), "unlabeled": loader(10, 2)}, "min_size")
 
     def val_dataloader(self) -> torch.utils.data.DataLoader:
         return torch.utils.data.DataLoader(Numbers(2))
@@ -155,9 +147,7 @@ class SaveThere(Callback):
             trainer.save_checkpoint(self.path)
             raise KeyboardInterrupt
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._act("on_train_batch_end", trainer, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:

@@ -18,10 +18,7 @@ from datamodules.segment_sampling import (
 def segments_by_hand(num_frames: int, segments: int) -> list[list[int]]:
     """The frames of each segment: ``f`` is in the last segment that begins at or before it."""
     starts = [j * num_frames // segments for j in range(segments)]
-    return [
-        [f for f in range(num_frames) if starts[j] <= f < ([*starts, num_frames])[j + 1]]
-        for j in range(segments)
-    ]
+    return [[f for f in range(num_frames) if starts[j] <= f < ([*starts, num_frames])[j + 1]] for j in range(segments)]
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 7, 8, 9, 16, 29, 100, 371])

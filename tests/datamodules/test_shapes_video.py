@@ -75,9 +75,7 @@ def test_the_motion_cannot_be_told_from_the_middle_frame(
     middles = [frames[len(frames) // 2] for _, frames in clips]
     blocks = np.stack([m.reshape(8, 8, 8, 8, 3).mean((1, 3)).ravel() for m in middles])
     covers = [shape_cover(middle[None])[0] for middle in middles]
-    place_and_size = np.stack(
-        [[*(np.argwhere(c).mean(0) if c.any() else (0, 0)), c.sum()] for c in covers]
-    )
+    place_and_size = np.stack([[*(np.argwhere(c).mean(0) if c.any() else (0, 0)), c.sum()] for c in covers])
     for features in (blocks, place_and_size):
         for classifier in (
             KNeighborsClassifier(1),
@@ -123,9 +121,7 @@ def test_clips_are_generated_once_and_anew_when_the_parameters_change(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
-def test_a_generation_broken_off_leaves_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_generation_broken_off_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "shapes"
     small().write(root, LISTS)
     before = sorted(root.rglob("*"))

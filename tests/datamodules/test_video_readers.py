@@ -84,9 +84,7 @@ def test_a_foreign_folder_says_what_ucf101_looks_like(tmp_path: Path) -> None:
 def test_a_class_that_classind_does_not_know_is_named(ucf_root: Path) -> None:
     path = ucf_root / "ucfTrainTestlist" / "testlist01.txt"
     path.write_text(path.read_text() + "Bikng/v_Bikng_g01_c01.avi\n")
-    with pytest.raises(
-        InputError, match=r"1 clips of 1 unknown classes \(Bikng\).*did you mean Biking"
-    ):
+    with pytest.raises(InputError, match=r"1 clips of 1 unknown classes \(Bikng\).*did you mean Biking"):
         ucf().read_split(ucf_root, 1)
 
 
@@ -126,9 +124,7 @@ def test_hmdb51_split_files_give_train_and_test(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["", "annotations"])
 @pytest.mark.parametrize("underscores", [False, True])
-def test_kinetics400_csv_files_give_the_official_file_names(
-    tmp_path: Path, folder: str, underscores: bool
-) -> None:
+def test_kinetics400_csv_files_give_the_official_file_names(tmp_path: Path, folder: str, underscores: bool) -> None:
     header = "label,youtube_id,time_start,time_end,split,is_cc\n"
     (tmp_path / folder).mkdir(exist_ok=True)
     train = tmp_path / folder / "train.csv"
@@ -165,9 +161,7 @@ def test_labels_are_drawn_class_by_class_and_only_by_seed_and_class() -> None:
 
 
 @pytest.mark.parametrize(("fraction", "expected"), [(0.01, 1), (0.1, 9), (0.4, 38), (1.0, 94)])
-def test_a_labelled_share_is_the_nearest_whole_number_and_at_least_one(
-    fraction: float, expected: int
-) -> None:
+def test_a_labelled_share_is_the_nearest_whole_number_and_at_least_one(fraction: float, expected: int) -> None:
     assert len(draw_labeled(clips_of({"a": 94}), None, fraction, seed=0)) == expected
 
 
@@ -182,8 +176,6 @@ def test_a_labelled_share_is_the_nearest_whole_number_and_at_least_one(
         (3, None, r"labeled_per_class=3 is more than 1 classes have .*b \(2\)"),
     ],
 )
-def test_impossible_label_draws_are_refused(
-    per_class: int | None, fraction: float | None, complaint: str
-) -> None:
+def test_impossible_label_draws_are_refused(per_class: int | None, fraction: float | None, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         draw_labeled(clips_of({"a": 5, "b": 2}), per_class, fraction, seed=0)

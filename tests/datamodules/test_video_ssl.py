@@ -39,9 +39,7 @@ def frame_levels(video: Tensor) -> Tensor:
 # -- batches ------------------------------------------------------------------------------------
 
 
-def test_training_batches_have_the_documented_fields_and_shapes(
-    ucf_root: Path, build: Build
-) -> None:
+def test_training_batches_have_the_documented_fields_and_shapes(ucf_root: Path, build: Build) -> None:
     (batch, *_) = batches(build(ucf_root))
     labeled, unlabeled = batch["labeled"], batch["unlabeled"]
     assert labeled["video"].shape == (2, 8, 3, 16, 16)
@@ -55,9 +53,7 @@ def test_training_batches_have_the_documented_fields_and_shapes(
     assert same(supervised, labeled)
 
 
-def test_evaluation_and_prediction_batches_have_the_documented_fields(
-    ucf_root: Path, build: Build
-) -> None:
+def test_evaluation_and_prediction_batches_have_the_documented_fields(ucf_root: Path, build: Build) -> None:
     datamodule = build(ucf_root, num_eval_clips=3, predict_root=str(ucf_root / "UCF-101"))
     datamodule.setup("test")
     (batch,) = datamodule.test_dataloader()
@@ -67,16 +63,13 @@ def test_evaluation_and_prediction_batches_have_the_documented_fields(
     predicted = list(datamodule.predict_dataloader())
     names = [name for batch in predicted for name in batch["name"]]
     assert names == sorted(
-        path.relative_to(ucf_root / "UCF-101").as_posix()
-        for path in (ucf_root / "UCF-101").rglob("*.avi")
+        path.relative_to(ucf_root / "UCF-101").as_posix() for path in (ucf_root / "UCF-101").rglob("*.avi")
     )
     assert "label" not in predicted[0]
     assert [i for batch in predicted for i in batch["index"].tolist()] == list(range(8))
 
 
-def test_labels_follow_the_official_order_of_the_classes_present(
-    ucf_root: Path, build: Build
-) -> None:
+def test_labels_follow_the_official_order_of_the_classes_present(ucf_root: Path, build: Build) -> None:
     datamodule = build(ucf_root)
     datamodule.setup("fit")
     assert datamodule.class_names == ["Biking", "HandstandPushups"]
@@ -84,9 +77,7 @@ def test_labels_follow_the_official_order_of_the_classes_present(
         assert datamodule.class_names[clip.label] == clip.path.parent.name
 
 
-def test_the_slow_view_is_every_second_fast_frame_of_the_same_crop(
-    real_root: Path, build: Build
-) -> None:
+def test_the_slow_view_is_every_second_fast_frame_of_the_same_crop(real_root: Path, build: Build) -> None:
     datamodule = build(
         real_root,
         lists="ssl_lists/subset12_1shot_split1",
@@ -112,9 +103,7 @@ def test_two_cell_sizes_show_the_same_crop(ucf_root: Path, build: Build) -> None
         assert (halved - sample["video_fast"][0::2].float()).abs().max() <= 2
 
 
-def test_independent_slow_sampling_draws_other_frames_of_the_same_crop(
-    ucf_root: Path, build: Build
-) -> None:
+def test_independent_slow_sampling_draws_other_frames_of_the_same_crop(ucf_root: Path, build: Build) -> None:
     differs = 0
     for mode in ("subsample", "independent"):
         datamodule = build(ucf_root, slow_sampling=mode, cell_slow=16)
@@ -150,9 +139,7 @@ def test_one_crop_and_one_flip_serve_all_frames_of_a_clip(ucf_root: Path, build:
     for video in videos:
         assert torch.equal(video, video[:1].expand_as(video))
     assert len({str(video[0].tolist()) for video in videos}) > 20
-    mirrored = [
-        bool(video[..., 0].float().mean() > video[..., -1].float().mean()) for video in videos
-    ]
+    mirrored = [bool(video[..., 0].float().mean() > video[..., -1].float().mean()) for video in videos]
     assert set(mirrored) == {False, True}
 
 
@@ -166,9 +153,7 @@ def test_the_single_frame_control_repeats_the_middle_frame(ucf_root: Path, build
     assert frame_levels(tested["video"]).unique().tolist() == [6]
 
 
-def test_evaluation_takes_segment_centres_and_spreads_several_views(
-    ucf_root: Path, build: Build
-) -> None:
+def test_evaluation_takes_segment_centres_and_spreads_several_views(ucf_root: Path, build: Build) -> None:
     datamodule = build(ucf_root, frames_fast=4, num_eval_clips=3)
     datamodule.setup("test")
     (batch,) = datamodule.test_dataloader()
@@ -177,9 +162,7 @@ def test_evaluation_takes_segment_centres_and_spreads_several_views(
 
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
-def test_batches_do_not_depend_on_worker_processes(
-    ucf_root: Path, build: Build, cache: str
-) -> None:
+def test_batches_do_not_depend_on_worker_processes(ucf_root: Path, build: Build, cache: str) -> None:
     alone = list(batches(build(ucf_root, cache=cache)))
     helped = list(batches(build(ucf_root, cache=cache, num_workers=2)))
     assert len(alone) == len(helped) > 0
@@ -187,9 +170,7 @@ def test_batches_do_not_depend_on_worker_processes(
 
 
 def test_batches_depend_on_the_seed(ucf_root: Path, build: Build) -> None:
-    first, again, other = (
-        list(batches(build(ucf_root, seed=seed, unlabeled=False))) for seed in (1, 1, 2)
-    )
+    first, again, other = (list(batches(build(ucf_root, seed=seed, unlabeled=False))) for seed in (1, 1, 2))
     assert same(first[0], again[0])
     assert not torch.equal(first[0]["video"], other[0]["video"])
 
@@ -227,9 +208,7 @@ def test_ids_are_stable_whatever_is_labelled(ucf_root: Path, build: Build) -> No
 
 
 def test_ssl_lists_of_the_real_sample_are_taken_as_they_are(real_root: Path, build: Build) -> None:
-    datamodule = build(
-        real_root, lists=str(real_root / "ssl_lists/subset12_1shot_split1"), num_classes=12
-    )
+    datamodule = build(real_root, lists=str(real_root / "ssl_lists/subset12_1shot_split1"), num_classes=12)
     datamodule.setup("fit")
     assert (len(datamodule.class_names), datamodule.class_names[:2]) == (
         12,
@@ -243,14 +222,11 @@ def test_ssl_lists_of_the_real_sample_are_taken_as_they_are(real_root: Path, bui
     assert len(datamodule.val_dataloader().dataset) == 14
 
 
-def test_absent_ssl_lists_are_filled_from_the_official_split(
-    ucf_root: Path, build: Build, tmp_path: Path
-) -> None:
+def test_absent_ssl_lists_are_filled_from_the_official_split(ucf_root: Path, build: Build, tmp_path: Path) -> None:
     lists = tmp_path / "lists"
     lists.mkdir()
     (lists / "labeled_training.txt").write_text(
-        "Biking/v_Biking_g02_c01.avi 1 10 1\n"
-        "HandstandPushups/v_HandStandPushups_g03_c01.avi 1 11 3\n"
+        "Biking/v_Biking_g02_c01.avi 1 10 1\nHandstandPushups/v_HandStandPushups_g03_c01.avi 1 11 3\n"
     )
     datamodule = build(ucf_root, lists=str(lists))
     datamodule.setup("fit")
@@ -258,9 +234,7 @@ def test_absent_ssl_lists_are_filled_from_the_official_split(
     assert len(datamodule.val_dataloader().dataset) == 2
 
 
-def test_the_split_travels_in_checkpoints_as_plain_values(
-    ucf_root: Path, build: Build, tmp_path: Path
-) -> None:
+def test_the_split_travels_in_checkpoints_as_plain_values(ucf_root: Path, build: Build, tmp_path: Path) -> None:
     trained = build(ucf_root, label_seed=1)
     trained.setup("fit")
     torch.save(trained.state_dict(), tmp_path / "state.ckpt")
@@ -278,9 +252,7 @@ def test_the_split_travels_in_checkpoints_as_plain_values(
         assert [clip.name for clip in clips] == state["labeled"]
 
 
-def test_other_data_are_judged_with_the_labels_of_the_checkpoint(
-    ucf_root: Path, build: Build
-) -> None:
+def test_other_data_are_judged_with_the_labels_of_the_checkpoint(ucf_root: Path, build: Build) -> None:
     trained = build(ucf_root)
     trained.setup("fit")
     lists = ucf_root / "ucfTrainTestlist"
@@ -350,9 +322,7 @@ def spoil(root: Path, kind: str) -> None:
         ("class without training clips", r"1 of 3 classes have no labelled clip: Diving"),
     ],
 )
-def test_bad_files_and_lists_are_found_at_setup(
-    ucf_root: Path, build: Build, kind: str, complaint: str
-) -> None:
+def test_bad_files_and_lists_are_found_at_setup(ucf_root: Path, build: Build, kind: str, complaint: str) -> None:
     spoil(ucf_root, kind)
     with pytest.raises(InputError, match=complaint):
         build(ucf_root, num_classes=3 if "class" in kind else 2).setup("fit")
@@ -458,9 +428,7 @@ def test_prediction_names_what_is_wrong_with_the_users_folder(build: Build, tmp_
     assert len(skipping.predict_dataloader().dataset) == 1
 
 
-def test_a_file_spoilt_after_setup_is_an_input_error_from_workers_too(
-    ucf_root: Path, build: Build
-) -> None:
+def test_a_file_spoilt_after_setup_is_an_input_error_from_workers_too(ucf_root: Path, build: Build) -> None:
     datamodule = build(ucf_root, unlabeled=False, num_workers=1)
     datamodule.setup("fit")
     for path in ucf_root.rglob("*.avi"):
@@ -484,9 +452,7 @@ def test_a_sound_tree_warns_of_nothing(ucf_root: Path, build: Build) -> None:
         build(ucf_root).setup("fit")
 
 
-def test_a_header_that_promises_one_frame_more_is_only_warned_of(
-    ucf_root: Path, build: Build
-) -> None:
+def test_a_header_that_promises_one_frame_more_is_only_warned_of(ucf_root: Path, build: Build) -> None:
     path = ucf_root / "UCF-101" / "Biking" / "v_Biking_g02_c01.avi"
     content = bytearray(write_avi(path, 30).read_bytes())
     place = content.index(b"strh") + 40

@@ -49,9 +49,7 @@ class BreakOff(Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (trainer.current_epoch, batch_idx) == (1, 1):
             trainer.save_checkpoint(self.path)
             raise KeyboardInterrupt
@@ -71,9 +69,7 @@ def trainer(*callbacks: Callback) -> pl.Trainer:
     )
 
 
-def test_a_broken_off_run_sees_the_same_pixels_as_an_unbroken_one(
-    ucf_root: Path, build: Build, tmp_path: Path
-) -> None:
+def test_a_broken_off_run_sees_the_same_pixels_as_an_unbroken_one(ucf_root: Path, build: Build, tmp_path: Path) -> None:
     settings = {"mu": 1, "batch_size": 1}
     whole, before, after = MeanBrightness(), MeanBrightness(), MeanBrightness()
     path = tmp_path / "broken.ckpt"

@@ -27,9 +27,7 @@ def write_audio(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(
-            np.zeros((1, 4000), np.int16), format="s16", layout="mono"
-        )
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4000), np.int16), format="s16", layout="mono")
         frame.rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -48,9 +46,7 @@ def write_ucf(root: Path, classes: list[str], train: int = 3, test: int = 1) -> 
     """A tiny UCF101 tree of ``classes`` out of CLASSES, whose official ids are 1-based."""
     lists = root / "ucfTrainTestlist"
     lists.mkdir(parents=True)
-    (lists / "classInd.txt").write_text(
-        "".join(f"{i} {name}\n" for i, name in enumerate(CLASSES, 1))
-    )
+    (lists / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(CLASSES, 1)))
     trainlist, testlist = "", ""
     for name in classes:
         for number in range(train + test):

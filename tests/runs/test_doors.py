@@ -4,12 +4,14 @@ import csv
 import json
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
-from tests.toy.running import QUIET, TOY, run_door, start_door
+from tests.toy.running import PROJECT_ROOT, QUIET, TOY, door_environment, run_door, start_door
 
 METRIC = "test/loss"  # a real number: equal to the last digit only if every weight is
 
@@ -198,3 +200,18 @@ def wait_for(path, seconds: float = 90.0) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes_of_one_run(tmp_path):
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(PROJECT_ROOT / "train.py")]
+    done = subprocess.run(
+        [sys.executable, *words, *TOY, "trainer=ddp_cpu", QUIET, f"hydra.run.dir={tmp_path}/run"],
+        env=door_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert result(tmp_path / "run")["processes"] == 2
+    assert done.stdout.count("this run") == 1  # one table, of rank 0

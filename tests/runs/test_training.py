@@ -34,7 +34,7 @@ def test_a_run_writes_its_stages_and_its_result(finished_run):
     assert first["peak_memory_mib"] > 0
     for stage in ("first", "second"):
         assert (run_dir / stage / "metrics.csv").is_file()
-        assert (run_dir / stage / "figures" / "val_weights.png").is_file()
+        assert (run_dir / stage / "figures" / "test_weights.png").is_file()
         assert (run_dir / stage / "checkpoints" / "last.ckpt").is_file()
 
 
@@ -77,7 +77,6 @@ def test_the_folder_of_another_run_is_refused(finished_run):
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(finished_run, tmp_path):
-    _, metric = finished_run
     losses = []
     for name, seed in (("same", 3), ("other", 4)):
         train_toy(tmp_path / name, f"seed={seed}")
@@ -93,7 +92,7 @@ def test_worker_processes_change_no_number(finished_run, tmp_path):
 
 
 def test_nan_loss_stops_the_run_and_names_step_and_files(tmp_path):
-    with pytest.raises(InputError, match=r"the loss is nan at batch 2 of epoch 1 \(files digit_\d+\.png, .* and 95 more\)"):
+    with pytest.raises(InputError, match=r"loss is nan at batch 2 of epoch 1 \(files digit_\d+\.png, .* and 95 more\)"):
         train_toy(tmp_path / "run", "model.nan_at_step=13")
     checkpoint = torch.load(tmp_path / "run" / "first" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 0  # of the epoch before
@@ -109,12 +108,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", write_half)
-    with pytest.raises(InputError, match="the disk is full: .*last.ckpt was not written"):
+    with pytest.raises(InputError, match=r"the disk is full: .*last\.ckpt was not written"):
         AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_an_optimised_metric_that_does_not_exist_names_those_that_do(tmp_path):
-    with pytest.raises(InputError, match="optimized_metric=test/acc is not a metric .* test/accuracy"):
+    with pytest.raises(InputError, match=r"optimized_metric=test/acc is not a metric .* test/accuracy"):
         train_toy(tmp_path / "run", "optimized_metric=test/acc", "debug=fast")

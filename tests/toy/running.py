@@ -5,21 +5,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from runs.composition import PROJECT_ROOT, compose_config
-from runs.training import train_all_stages
+from runs.training import Command, train_all_stages
 
 TOY = ["experiment=toy_digits", f"hydra.searchpath=[file://{PROJECT_ROOT}/tests/toy/conf]", "trainer=cpu"]
 QUIET = "trainer.enable_progress_bar=false"
 
 
-def toy_config(run_dir: Path, *overrides: str) -> DictConfig:
-    return compose_config([*TOY, QUIET, f"paths.run_dir={run_dir}", *overrides])
+def train_here(run_dir: Path, *words: str) -> float | None:
+    """What `python train.py <words>` does, in this process."""
+    config = compose_config([*words, f"paths.run_dir={run_dir}"])
+    return train_all_stages(config, Command(list(words)))
 
 
-def train_toy(run_dir: Path, *overrides: str) -> float | None:
-    return train_all_stages(toy_config(run_dir, *overrides))
+def train_toy(run_dir: Path, *words: str) -> float | None:
+    return train_here(run_dir, *TOY, QUIET, *words)
 
 
 def door_environment(**extra: str) -> dict[str, str]:
