@@ -1,4 +1,4 @@
-"""Which frames and which crop of a clip a view takes: SITAR spec 2.1 and 2.4, pure functions."""
+"""Which frames and which crop of a clip a view takes: SITAR, sections 3.2 and 4.1, pure functions."""
 
 from typing import NamedTuple
 

@@ -1,6 +1,6 @@
 """A generated set of moving shapes, written as real AVI files in the layout of UCF101.
 
-SITAR spec 7: six motions that no single frame tells apart, at speeds that vary. The files are read
+Six motions that no single frame tells apart, at speeds that vary. The files are read
 back through the UCF101 reader like any other videos.
 """
 

@@ -1,20 +1,18 @@
 """Semi-supervised video classification: labelled clips, unlabelled clips at two play rates, test.
 
-SITAR spec 2.1 (frames and views), 2.4 (augmentation), 4 (data). What the files hold and how they
-are listed is a reader's business; this module draws, decodes, crops and batches.
+SITAR, section 4.1. What the files hold and how they are listed is a reader's business, how a clip
+is decoded and cropped that of `datamodules.video_clips`; this module checks, splits and batches.
 """
 
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import CombinedLoader
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from components.seeding import derived_seed
 from datamodules.clip_lists import (
@@ -24,178 +22,20 @@ from datamodules.clip_lists import (
     read_ssl_list,
 )
 from datamodules.sampling import (
-    Draw,
     EpochLoader,
     EpochSampler,
     StridedSampler,
-    as_draw,
-    draw_generator,
     shared_batches,
     trainer_position,
     training_loader,
 )
-from datamodules.segment_sampling import (
-    CropBox,
-    centre_crop,
-    crop_to_cell,
-    multi_scale_crop,
-    segment_indices,
-    temporal_view,
-)
+from datamodules.video_clips import Clip, ClipViews, EvaluationClips, LabeledClips, TwoRateClips
 from datamodules.video_files import VIDEO_SUFFIXES, FrameSource, UnreadableVideoError, probe
 from runs.errors import InputError, first_few
 
 # One stream of draws each, so that the two loaders do not augment in step.
 _LABELED_STREAM, _UNLABELED_STREAM = 0, 1
 _CACHE_OVER_CELL = 1.25
-
-
-class Clip(NamedTuple):
-    """A clip ready to be read: its file, its label, its stable sample id, its name for people."""
-
-    path: Path
-    label: int
-    index: int
-    name: str
-
-
-class ClipViews(NamedTuple):
-    """How clips are seen; one object shared by all loaders of a datamodule.
-
-    Attributes are those of ``VideoSSLDataModule``, where their units stand.
-    """
-
-    frames_fast: int
-    frames_slow: int
-    cell_fast: int
-    cell_slow: int
-    slow_sampling: Literal["subsample", "independent"]
-    single_frame: bool
-    crop_scales: list[float]
-    crop_max_distort: int
-    flip: float
-
-
-class _TrainingDraw:
-    """All chance of one training sample, drawn before its file is opened.
-
-    Nothing here depends on the file, so a sample's randomness is a function of (seed, number).
-    """
-
-    def __init__(self, views: ClipViews, seed: int, number: int) -> None:
-        generator = draw_generator(seed, number)
-        self.views = views
-        self.fast_within = generator.random(views.frames_fast)
-        self.crop_chance = generator.random(3)
-        self.mirrored = bool(generator.random() < views.flip)
-        self.slow_within = generator.random(views.frames_slow)
-
-    def fast_frames(self, num_frames: int) -> np.ndarray:
-        if self.views.single_frame:
-            return np.full(self.views.frames_fast, num_frames // 2)
-        return segment_indices(num_frames, self.fast_within)
-
-    def two_rate_frames(self, num_frames: int) -> np.ndarray:
-        """Frame numbers of the fast view, then those of the slow view."""
-        fast = self.fast_frames(num_frames)
-        if self.views.slow_sampling == "subsample" or self.views.single_frame:
-            slow = fast[:: self.views.frames_fast // self.views.frames_slow]
-        else:
-            slow = segment_indices(num_frames, self.slow_within)
-        return np.concatenate([fast, slow])
-
-    def crop(self, frames: Tensor) -> CropBox:
-        height, width = frames.shape[-2:]
-        scales, max_distort = self.views.crop_scales, self.views.crop_max_distort
-        return multi_scale_crop(height, width, scales, max_distort, self.crop_chance)
-
-
-class LabeledClips(Dataset):
-    """Training clips at the fast rate: ``video``, ``label``, ``index``."""
-
-    def __init__(self, clips: list[Clip], views: ClipViews, source: FrameSource, seed: int) -> None:
-        self.clips = clips
-        self.views = views
-        self.source = source
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, item: Draw | int) -> dict[str, Any]:
-        draw = as_draw(item)
-        clip = self.clips[draw.index]
-        chance = _TrainingDraw(self.views, self.seed, draw.number)
-        frames = self.source.read(clip.path, chance.fast_frames)
-        box = chance.crop(frames)
-        return {
-            "video": crop_to_cell(frames, box, self.views.cell_fast, chance.mirrored),
-            "label": clip.label,
-            "index": clip.index,
-        }
-
-
-class TwoRateClips(LabeledClips):
-    """Training clips at both rates through one crop: ``video_fast``, ``video_slow``, ...
-
-    ``label`` is there for logging the accuracy of pseudo-labels and for nothing else.
-    """
-
-    def __getitem__(self, item: Draw | int) -> dict[str, Any]:
-        draw = as_draw(item)
-        clip = self.clips[draw.index]
-        views = self.views
-        chance = _TrainingDraw(views, self.seed, draw.number)
-        frames = self.source.read(clip.path, chance.two_rate_frames)
-        fast, slow = frames[: views.frames_fast], frames[views.frames_fast :]
-        box = chance.crop(frames)
-        return {
-            "video_fast": crop_to_cell(fast, box, views.cell_fast, chance.mirrored),
-            "video_slow": crop_to_cell(slow, box, views.cell_slow, chance.mirrored),
-            "label": clip.label,
-            "index": clip.index,
-        }
-
-
-class EvaluationClips(Dataset):
-    """Clips without chance: ``video`` (K, T, 3, h, w), ``label``, ``index``, ``name`` if asked."""
-
-    def __init__(
-        self,
-        clips: list[Clip],
-        views: ClipViews,
-        source: FrameSource,
-        num_eval_clips: int,
-        with_name: bool,
-    ) -> None:
-        self.clips = clips
-        self.views = views
-        self.source = source
-        self.num_eval_clips = num_eval_clips
-        self.with_name = with_name
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def _frames(self, num_frames: int) -> np.ndarray:
-        segments, count = self.views.frames_fast, self.num_eval_clips
-        if self.views.single_frame:
-            return np.full(count * segments, num_frames // 2)
-        views = [temporal_view(segments, view, count) for view in range(count)]
-        return np.concatenate([segment_indices(num_frames, within) for within in views])
-
-    def __getitem__(self, item: Draw | int) -> dict[str, Any]:
-        clip = self.clips[as_draw(item).index]
-        frames = self.source.read(clip.path, self._frames)
-        box = centre_crop(*frames.shape[-2:])
-        cells = crop_to_cell(frames, box, self.views.cell_fast, mirrored=False)
-        sample: dict[str, Any] = {
-            "video": cells.unflatten(0, (self.num_eval_clips, self.views.frames_fast)),
-            "index": clip.index,
-        }
-        if self.with_name:
-            return sample | {"name": clip.name}
-        return sample | {"label": clip.label}
 
 
 class VideoSSLDataModule(pl.LightningDataModule):
@@ -213,7 +53,7 @@ class VideoSSLDataModule(pl.LightningDataModule):
     - prediction: ``video`` as in test, ``index``, ``name``.
 
     An epoch is as long as the longer of the two training lists; the shorter runs on through
-    further permutations (SITAR spec 2.4, see ``EpochSampler``).
+    further permutations (see ``EpochSampler``).
 
     These datasets have no validation set. As in the published results, validation runs on the
     test list; it is there to be looked at, never to select by.
@@ -525,6 +365,11 @@ class VideoSSLDataModule(pl.LightningDataModule):
         split = [*state["labeled"], *state["unlabeled"]]
         if all(path in self._records for path in split):
             self._labeled, self._unlabeled = list(state["labeled"]), list(state["unlabeled"])
+
+    def sample_names(self, part: str, indices: list[int]) -> list[str]:
+        """Files of training samples, for messages; the ids are those of all parts of a batch."""
+        names = {number: path for path, number in self._ids.items()}
+        return [names[index] for index in indices]
 
     # -- loaders ---------------------------------------------------------------------------------
 

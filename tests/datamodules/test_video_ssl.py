@@ -461,3 +461,13 @@ def test_a_header_that_promises_one_frame_more_is_only_warned_of(ucf_root: Path,
     path.write_bytes(content)
     with pytest.warns(UserWarning, match="header states 31 frames but the file holds 30"):
         build(ucf_root).setup("fit")
+
+
+def test_samples_of_either_part_of_a_batch_are_named_by_their_files(ucf_root, build):
+    data = build(ucf_root)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))[0]
+    for part in ("labeled", "unlabeled"):
+        names = data.sample_names(part, batch[part]["index"].tolist())
+        classes = [data.class_names[label] for label in batch[part]["label"]]
+        assert [name.partition("/")[0] for name in names] == classes
