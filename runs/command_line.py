@@ -42,6 +42,11 @@ def _train(task: Task) -> None:
         _hydra_main("train", task)
         return
     run_dir = find_run(Path(checkpoint))
+    if Path(checkpoint).is_file() and Path(checkpoint).name != "last.ckpt":
+        raise InputError(
+            f"a run goes on from its last.ckpt, not from {checkpoint}: give the run's folder, "
+            "or start a new run from these weights with model.init_from="
+        )
     config = read_run(run_dir).config
     # A logger chosen anew replaces the old one; hardware chosen anew is merged over the old.
     if any(word.startswith("logger=") for word in sys.argv[1:]):

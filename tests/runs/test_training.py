@@ -4,11 +4,14 @@ import errno
 import json
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
+from callbacks.last_checkpoint import LastCheckpoint
 from runs.checkpoints import CONFIG_KEY, AtomicCheckpointIO, evaluation_config
 from runs.errors import InputError
 from runs.folders import read_run
+from tests.toy.digits import DigitsModule
 from tests.toy.running import train_toy
 
 
@@ -117,3 +120,34 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch)
 def test_an_optimised_metric_that_does_not_exist_names_those_that_do(tmp_path):
     with pytest.raises(InputError, match=r"optimized_metric=test/acc is not a metric .* test/accuracy"):
         train_toy(tmp_path / "run", "optimized_metric=test/acc", "debug=fast")
+
+
+def test_a_run_broken_between_two_saves_inside_an_epoch_ends_as_an_unbroken_one(finished_run, tmp_path, monkeypatch):
+    class Broken(Exception):
+        pass
+
+    step = DigitsModule.training_step
+
+    def break_at_step_18(self, batch, batch_idx):
+        if self.global_step == 18:
+            raise Broken
+        return step(self, batch, batch_idx)
+
+    words = ["seed=3", "callbacks.checkpoint.every_n_steps=4"]
+    with monkeypatch.context() as patch, pytest.raises(Broken):
+        patch.setattr(DigitsModule, "training_step", break_at_step_18)
+        train_toy(tmp_path / "run", *words)
+    checkpoint = torch.load(tmp_path / "run" / "first" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 16  # the sixth batch of the second epoch comes next
+    train_toy(tmp_path / "run", *words)
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    assert metrics == json.loads((finished_run[0] / "result.json").read_text())["metrics"]
+
+
+def test_an_epoch_without_an_optimiser_step_is_saved_too(tmp_path):
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_progress_bar=False)
+    saved = []
+    trainer.save_checkpoint = saved.append
+    LastCheckpoint(str(tmp_path), every_n_epochs=1, every_n_steps=None).on_train_epoch_end(trainer, None)
+    assert trainer.global_step == 0
+    assert saved == [tmp_path / "last.ckpt"]
