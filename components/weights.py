@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from runs.errors import first_few
+
 
 class WeightsError(ValueError):
     """A file holds no weights, or weights that do not fit; the message is one sentence."""
@@ -75,7 +77,7 @@ def fit_state(module: nn.Module, state: dict[str, Tensor], source: str, free: Se
         if state[name].shape != own[name].shape
     ]
     faults = [
-        f"{what} {_first_few(names)}"
+        f"{what} {first_few(names)}"
         for what, names in (
             (f"{len(given - wanted)} unexpected keys:", sorted(given - wanted)),
             (f"{len(wanted - given)} missing keys:", sorted(wanted - given)),
@@ -91,8 +93,3 @@ def fit_state(module: nn.Module, state: dict[str, Tensor], source: str, free: Se
 def load_state(module: nn.Module, path: str | Path, free: Sequence[str] = ()) -> None:
     """`read_state`, then `fit_state`: the file's weights into ``module``, strictly."""
     fit_state(module, read_state(path), source=str(path), free=free)
-
-
-def _first_few(items: Sequence[str], limit: int = 5) -> str:
-    shown = ", ".join(items[:limit])
-    return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown

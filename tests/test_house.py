@@ -38,7 +38,7 @@ def test_imports_point_one_way(room):
         allowed = MAY_IMPORT[room]
         if room == "lightning_modules" and path.parent.name != room:
             allowed = (*allowed, f"lightning_modules.{path.relative_to(PROJECT_ROOT / room).parts[0]}")
-        for name in project_imports(path) - (GROUND_FLOOR if room != "components" else set()):
+        for name in project_imports(path) - GROUND_FLOOR:
             assert any(name == a or name.startswith(f"{a}.") for a in allowed), f"{path}: {name}"
 
 
