@@ -151,7 +151,7 @@ def draw_labeled(
     if (per_class is None) == (fraction is None):
         raise InputError(
             "data.lists=official needs exactly one of data.labeled_per_class and"
-            f" data.labeled_fraction, found {per_class} and {fraction}"
+            f" data.labeled_fraction, found {per_class} and {fraction}: set the other one to null"
         )
     if fraction is not None and not 0 < fraction <= 1:
         raise InputError(f"data.labeled_fraction={fraction} must be above 0 and at most 1")

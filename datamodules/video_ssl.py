@@ -132,12 +132,19 @@ class VideoSSLDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         _check_views(frames_fast, frames_slow, slow_sampling, list(crop_scales), flip)
-        if min(mu, num_eval_clips, eval_batch_size, cell_fast, cell_slow) < 1:
-            raise InputError(
-                "data.mu, data.num_eval_clips, data.eval_batch_size, data.cell_fast and"
-                f" data.cell_slow must be at least 1, found {mu}, {num_eval_clips},"
-                f" {eval_batch_size}, {cell_fast} and {cell_slow}"
-            )
+        counts = {
+            "batch_size": batch_size,
+            "mu": mu,
+            "eval_batch_size": eval_batch_size,
+            "num_eval_clips": num_eval_clips,
+            "cell_fast": cell_fast,
+            "cell_slow": cell_slow,
+        }
+        too_small = [f"data.{name}={value}" for name, value in counts.items() if value < 1]
+        if too_small:
+            raise InputError(f"{first_few(too_small)}: must be 1 or more")
+        if num_workers < 0:
+            raise InputError(f"data.num_workers={num_workers}: must be 0 (no extra process) or more")
         self.reader = reader
         self.root = None if root is None else Path(root).expanduser()
         self.lists = lists
@@ -201,7 +208,8 @@ class VideoSSLDataModule(pl.LightningDataModule):
         if not self._records:
             self._read_lists()
             self._check_num_classes()
-        needed = self._test if stage != "fit" else [*self._training_paths(), *self._test]
+        # All of them, whatever this stage reads: a later stage must not be the first to find a broken file.
+        needed = self._test if stage != "fit" else [*self._labeled, *self._unlabeled, *self._test]
         self._probe_files(needed)
         if stage == "fit":
             self._check_training_lists()
@@ -261,9 +269,6 @@ class VideoSSLDataModule(pl.LightningDataModule):
             f"data.lists={self.lists} is neither 'official' nor a folder with"
             " labeled_training.txt, unlabeled_training.txt and test.txt"
         )
-
-    def _training_paths(self) -> list[str]:
-        return [*self._labeled, *self._unlabeled] if self.unlabeled else self._labeled
 
     def _probe_files(self, paths: list[str]) -> None:
         """Opens each file once; afterwards ``_readable`` holds those that give frames."""

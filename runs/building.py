@@ -9,6 +9,7 @@ from typing import Any
 
 import pydantic
 import pytorch_lightning as pl
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -38,8 +39,16 @@ def check_config(config: Mapping[str, Any]) -> None:
     for group in ("model", "data"):
         if not (config.get(group) or {}).get("_target_"):
             raise InputError(f"no {group} is chosen: pick an experiment, for example experiment=sitar_demo")
+    if not isinstance(config["seed"], int) or not 0 <= config["seed"] < 2**32:
+        raise InputError(f"seed={config['seed']} must be a whole number from 0 to {2**32 - 1}")
     for group in ("model", "data", "trainer", "callbacks", "logger"):
         check_arguments(config.get(group) or {}, group)
+    epochs, steps = config["trainer"].get("max_epochs"), config["trainer"].get("max_steps", -1)
+    if epochs is not None and epochs < 1 and not (epochs == -1 and steps > 0):
+        raise InputError(
+            f"trainer.max_epochs={epochs} must be 1 or more (or -1 beside a trainer.max_steps): "
+            "to judge without training use eval.py"
+        )
 
 
 def build_pieces(config: Mapping[str, Any]) -> Pieces:
@@ -76,7 +85,8 @@ def build_trainer(
         )
     except InstantiationException as error:
         if isinstance(error.__cause__, MisconfigurationException):  # no GPU here, say
-            raise InputError(f"trainer: {' '.join(str(error.__cause__).split())}") from error
+            hint = "; trainer=cpu runs anywhere" if config["trainer"].get("accelerator") != "cpu" else ""
+            raise InputError(f"trainer: {' '.join(str(error.__cause__).split())}{hint}") from error
         raise
 
 
@@ -122,6 +132,8 @@ def check_arguments(node: Any, path: str) -> None:
         elif not _holds_object(value):
             _check_type(value, hints.get(key), f"{path}.{key}")
     if node.get("_partial_"):
+        if inspect.isclass(target) and issubclass(target, torch.optim.Optimizer):
+            _try_optimizer(target, given, path)
         return
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind not in (
@@ -130,6 +142,14 @@ def check_arguments(node: Any, path: str) -> None:
         )
         if required and name not in given and not node.get("_args_"):
             raise InputError(f"{path}.{name} is not set: add {path}.{name}=<value> to the command")
+
+
+def _try_optimizer(target: type[torch.optim.Optimizer], settings: Mapping[str, Any], path: str) -> None:
+    """Optimisers check their own values, but only once there are weights: here is one."""
+    try:
+        target([torch.nn.Parameter(torch.zeros(1))], **settings)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _find(name: str, path: str) -> Any:

@@ -40,14 +40,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: if it does not exist, cannot be read, or carries no config of ours.
     """
     if path.is_dir():
-        raise InputError(f"ckpt_path={path} is a folder: give the checkpoint, for example {path}/checkpoints/last.ckpt")
+        there = sorted(path.rglob("checkpoints/last.ckpt"), key=lambda file: file.stat().st_mtime)
+        hint = f"give its checkpoint, ckpt_path={there[-1]}" if there else "and holds no checkpoint"
+        raise InputError(f"ckpt_path={path} is a folder: {hint}")
     if not path.is_file():
-        raise InputError(f"ckpt_path={path} does not exist: give <run>/checkpoints/last.ckpt of a finished run")
+        raise InputError(f"ckpt_path={path} does not exist: give a checkpoint, <run>/<stage>/checkpoints/last.ckpt")
     try:
         checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"ckpt_path={path} cannot be read as a checkpoint ({reason})") from error
+        raise InputError(f"ckpt_path={path} is no checkpoint, or a damaged one") from error
     if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
         raise InputError(
             f"ckpt_path={path} carries no config, so it was not written by train.py: "

@@ -69,7 +69,7 @@ def _evaluate(task: Task) -> None:
         return
     checkpoint = _take_override("ckpt_path")
     if checkpoint is None:
-        raise InputError("eval.py needs a checkpoint: python eval.py ckpt_path=<run>/checkpoints/last.ckpt")
+        raise InputError("eval.py needs a checkpoint: python eval.py ckpt_path=<run>/<stage>/checkpoints/last.ckpt")
     from runs.checkpoints import evaluation_config
 
     content = evaluation_config(Path(checkpoint))
@@ -78,6 +78,15 @@ def _evaluate(task: Task) -> None:
     _hydra_main("checkpoint", task)
 
 
+_HYDRA_FLAGS_WITH_VALUES = (
+    "--cfg",
+    "--config-dir",
+    "--config-name",
+    "--config-path",
+    "--experimental-rerun",
+    "--info",
+    "--package",
+)
 # Hydra's own logging is off: a run writes run.log itself.
 _QUIET_HYDRA = [{"override hydra/job_logging": "disabled"}, {"override hydra/hydra_logging": "disabled"}]
 
@@ -85,24 +94,32 @@ _QUIET_HYDRA = [{"override hydra/job_logging": "disabled"}, {"override hydra/hyd
 def _hydra_main(config_name: str, task: Task) -> None:
     composition.register_resolvers()
     logging.captureWarnings(True)
+    for word in sys.argv[1:]:
+        # Hydra would take --experiment=x for an abbreviation of a flag of its own.
+        if word.startswith("--") and "=" in word and word.partition("=")[0] not in _HYDRA_FLAGS_WITH_VALUES:
+            raise InputError(f"write {word.lstrip('-')} without dashes: this program takes key=value")
     # Without this Hydra prints its own version of an error and exits with 1.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    started: list[bool] = []
     try:
         hydra.main(version_base="1.3", config_path=str(composition.CONFIG_DIR), config_name=config_name)(
-            _quiet_in_this_process(task)
+            _quiet_in_this_process(task, started)
         )()
     except Exception as error:
+        if isinstance(error, OSError) and error.filename and not started:
+            raise InputError(f"the run's folder cannot be made: {error.filename} ({error.strerror})") from error
         words = [word for word in sys.argv[1:] if "=" in word]
         raise composition.explain(error, words, config_name) from error
 
 
-def _quiet_in_this_process(task: Task) -> Task:
+def _quiet_in_this_process(task: Task, started: list[bool]) -> Task:
     """Answers the task's own errors before Hydra wraps them in its report.
 
     A job that a launcher runs elsewhere must raise instead, so that the launcher sees it fail.
     """
 
     def job(config: DictConfig) -> Any:
+        started.append(True)
         hydra_config = HydraConfig.get()
         if hydra_config.mode == RunMode.MULTIRUN and "basic" not in str(hydra_config.launcher.get("_target_")):
             return task(config)

@@ -120,10 +120,7 @@ def _unknown_key(key: str, overrides: Sequence[str], config_name: str) -> InputE
     """Looks the key up in the config that the other overrides give, to name its neighbours."""
     others = [o for o in overrides if not o.lstrip("+~").startswith((f"{key}=", f"{key}@"))]
     try:
-        if config_name in ("train", "eval"):
-            with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-                config = compose(config_name, overrides=others)
-        else:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             config = compose(config_name, overrides=others)
         known = list(_dotted_keys(OmegaConf.to_container(config, resolve=False)))
     except Exception:

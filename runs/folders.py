@@ -52,10 +52,8 @@ def find_run(path: Path) -> Path:
             return folder
     if not path.exists():
         raise InputError(f"ckpt_path={path} does not exist: give a run folder or a checkpoint in one")
-    raise InputError(
-        f"ckpt_path={path} is not part of a run (no {RUN_FILE} above it): to start a new run from its weights "
-        "use model.init_from=, to judge it use eval.py"
-    )
+    other = "" if path.is_dir() else ": to start a new run from its weights use model.init_from=, to judge it eval.py"
+    raise InputError(f"ckpt_path={path} is not part of a run (no {RUN_FILE} there or above){other}")
 
 
 def last_checkpoint(stage_dir: Path) -> Path | None:

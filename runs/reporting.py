@@ -132,7 +132,8 @@ def _print_table(rows: list[list[str]]) -> None:
         table.add_column(column, justify="right" if column in _COLUMNS[3:] else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    # A file or pipe has no width of its own; 80 columns would fold every word.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _print_markdown(rows: list[list[str]]) -> None:

@@ -34,6 +34,7 @@ def stages_of(config: Mapping[str, Any], run_dir: Path) -> list[Stage]:
     listed = list(config.get("stages") or {})
     only = config.get("only_stages")
     if only is not None:
+        only = [only] if isinstance(only, str) else only
         for name in only:
             if name not in listed:
                 raise InputError(f"only_stages: this experiment has no stage '{name}': {did_you_mean(name, listed)}")

@@ -34,8 +34,14 @@ class Command:
 
     @classmethod
     def from_hydra(cls) -> Self:
-        """The command line of the job that Hydra is running."""
+        """The command line of the job that Hydra is running.
+
+        Raises:
+            InputError: if it names a sweep but does not ask for many jobs.
+        """
         hydra = HydraConfig.get()
+        if hydra.mode == RunMode.RUN and hydra.runtime.choices.get("sweep"):
+            raise InputError(f"sweep={hydra.runtime.choices['sweep']} runs many jobs: add -m to the command")
         return cls(
             overrides=list(hydra.overrides.task),
             sweep=Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None,

@@ -74,7 +74,7 @@ def test_malformed_override_is_quoted():
 
 def test_missing_mandatory_value_names_its_key():
     with pytest.raises(InputError, match=r"data\.root is not set: add data\.root=<value>"):
-        to_plain(compose_config(["experiment=sitar_ucf101", "paths.run_dir=unused"]))
+        to_plain(compose_config(["experiment=sitar_ucf101", "paths.run_dir=unused", "trainer.max_epochs=1"]))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_missing_mandatory_value_names_its_key():
     ],
 )
 def test_value_that_its_class_does_not_take_is_named(override, sentence, tmp_path):
-    config = experiment_config("sitar_demo", override)
+    config = experiment_config("sitar_demo", "trainer.max_epochs=1", override)
     config["stages"] = {}
     with pytest.raises(InputError, match=sentence):
         for stage in stages_of(config, tmp_path):

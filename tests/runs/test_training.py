@@ -151,3 +151,19 @@ def test_an_epoch_without_an_optimiser_step_is_saved_too(tmp_path):
     LastCheckpoint(str(tmp_path), every_n_epochs=1, every_n_steps=None).on_train_epoch_end(trainer, None)
     assert trainer.global_step == 0
     assert saved == [tmp_path / "last.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("seed=-1", r"seed=-1 must be a whole number from 0"),
+        ("seed=abc", r"seed=abc must be a whole number"),
+        ("trainer.max_epochs=0", r"trainer\.max_epochs=0 must be 1 or more"),
+        ("model.optimizer.lr=-1", r"model\.optimizer: Invalid learning rate: -1"),
+        ("only_stages=[thrd]", r"no stage 'thrd'"),
+    ],
+)
+def test_values_that_no_run_can_use_are_refused_before_anything_is_written(tmp_path, word, sentence):
+    with pytest.raises(InputError, match=sentence):
+        train_toy(tmp_path / "run", word)
+    assert not (tmp_path / "run").exists()
