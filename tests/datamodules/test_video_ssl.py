@@ -392,7 +392,7 @@ def test_settings_that_do_not_fit_the_data_are_refused(
     ("changes", "complaint"),
     [
         ({"frames_slow": 3}, "data.frames_fast=8 must be a multiple of data.frames_slow=3"),
-        ({"frames_fast": 0}, "must be 1 or more"),
+        ({"frames_fast": 0}, "must be at least 1"),
         ({"mu": 0}, "must be 1 or more"),
         ({"crop_scales": [1.2]}, "crop_scales"),
         ({"crop_scales": []}, "crop_scales"),
