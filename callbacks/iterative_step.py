@@ -31,6 +31,7 @@ A complete step, its dataset and its config::
 import json
 import re
 import time
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -117,7 +118,7 @@ class Schedule:
         return due if self.rounds_max is None else min(due, self.rounds_max)
 
 
-class IterativeStep(pl.Callback):
+class IterativeStep(pl.Callback, ABC):
     """Runs rounds on schedule; a subclass says what a round does.
 
     A round after `e` finished epochs runs before the loaders of the next epoch read anything and
@@ -174,9 +175,9 @@ class IterativeStep(pl.Callback):
 
     # --- what a subclass says
 
+    @abstractmethod
     def run(self, trainer: pl.Trainer, module: pl.LightningModule, datamodule: Any) -> Mapping[str, float]:
         """The round. What it returns is logged; process 0's values count."""
-        raise NotImplementedError
 
     def should_stop(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Whether training ends after this round.
