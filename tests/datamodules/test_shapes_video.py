@@ -150,7 +150,7 @@ def test_a_folder_with_other_things_is_not_touched(tmp_path: Path) -> None:
 def test_the_demo_reads_its_files_through_the_ucf101_reader(
     tmp_path: Path, build: Callable[..., VideoSSLDataModule]
 ) -> None:
-    settings = yaml.safe_load(CONFIG.read_text())["reader"] | {"train_per_class": 3}
+    settings = yaml.safe_load(CONFIG.read_text())["reader"] | {"train_per_class": 3, "test_per_class": 10}
     del settings["_target_"]
     reader = ShapesVideoReader(lists_folder=LISTS, **settings)
     datamodule = build(tmp_path / "shapes", reader=reader, num_classes=6)

@@ -17,6 +17,7 @@ SMALL = [
     "trainer=cpu",
     "trainer.enable_progress_bar=false",
     "callbacks.figures.every_n_epochs=1",
+    "trainer.check_val_every_n_epoch=1",
     "data.eval_batch_size=6",
 ]
 SMALL_DEMO = [
@@ -133,7 +134,7 @@ def test_the_second_phase_runs_alone_from_a_given_checkpoint(demo, tmp_path):
 
 def test_the_real_sample_trains_both_phases_and_is_judged_alike(sample_data, tmp_path):
     words = [*SMALL, "experiment=sitar_ucf101_mini", f"data.root={sample_data}/ucf101", "trainer.max_epochs=1"]
-    result = train(tmp_path / "run", *words, "trainer.check_val_every_n_epoch=1", "trainer.limit_train_batches=2")
+    result = train(tmp_path / "run", *words, "trainer.limit_train_batches=2")
     assert result["floors"]["top1"] == pytest.approx(100 * 3 / 14)  # Diving
     assert result["paper"]["metrics"] == {"test/top1": 37.9}
     judge(tmp_path / "run" / "semi" / "checkpoints" / "last.ckpt", tmp_path / "eval")
