@@ -1,4 +1,4 @@
-"""Saves a module's figures as PNG files and hands them to the loggers that show pictures."""
+"""Saves the figures of modules and rounds as PNG files and hands them to the loggers that show pictures."""
 
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -18,9 +18,9 @@ class ProvidesFigures(Protocol):
 
 
 class FigureWriter(pl.Callback):
-    """Writes `<folder>/<stage>_<name>.png` after validation epochs, test and prediction.
+    """Writes `<folder>/<stage>_<name>.png` after validation epochs, test and prediction, and what rounds draw.
 
-    A later epoch overwrites the file of an earlier one; the loggers keep all of them.
+    A later epoch or round overwrites the file of an earlier one; the loggers keep all of them.
 
     Args:
         folder: of the PNG files.
@@ -47,9 +47,10 @@ class FigureWriter(pl.Callback):
         # Every rank draws: a figure may need a metric whose states are gathered over ranks.
         for name, figure in module.figures(stage).items():
             if trainer.is_global_zero:
-                self._save(trainer, f"{stage}_{name}", figure)
+                self.save(trainer, f"{stage}_{name}", figure)
 
-    def _save(self, trainer: pl.Trainer, name: str, figure: Figure) -> None:
+    def save(self, trainer: pl.Trainer, name: str, figure: Figure) -> None:
+        """Writes `<folder>/<name>.png` and hands the figure to the loggers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{name}.png"
         figure.savefig(path, dpi=100, bbox_inches="tight")

@@ -41,9 +41,11 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning.utilities import CombinedLoader
 from pytorch_lightning.utilities.seed import isolate_rng
 
+from callbacks.figures import FigureWriter
 from components.seeding import seed_streams
 from runs.errors import InputError, first_few
 from runs.round_store import GenerationWriter, OtherRankError, Ranks, RoundReader, RoundStore
@@ -187,6 +189,13 @@ class IterativeStep(pl.Callback, ABC):
                 done), ``step``, ``seconds`` and ``generation`` (the number that held after it).
         """
         return False
+
+    def figures(self) -> dict[str, Figure]:
+        """What the round that just ended has to show, by name; asked on the first process only.
+
+        Written as ``<step>_<name>.png`` by the run's `FigureWriter`. The time is not the round's.
+        """
+        return {}
 
     def settings(self) -> dict[str, Any]:
         """Plain values that decide what a round produces: a resumed run must have the same."""
@@ -358,6 +367,7 @@ class IterativeStep(pl.Callback, ABC):
         self._publish(trainer, record)
         if metrics:
             self._log(trainer, record)
+        self._draw(trainer, module)
 
     def _metrics(self, record: Mapping[str, Any]) -> dict[str, float]:
         metrics = {key: value for key, value in record.items() if key not in RESERVED}
@@ -373,6 +383,14 @@ class IterativeStep(pl.Callback, ABC):
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=record["step"])
             logger.save()
+
+    def _draw(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        writers = [callback for callback in trainer.callbacks if isinstance(callback, FigureWriter)]
+        if not writers or not trainer.is_global_zero:
+            return
+        with _streams_kept(module):
+            for name, figure in self.figures().items():
+                writers[0].save(trainer, f"{self.name}_{name}", figure)
 
     def _training_is_over(self, trainer: pl.Trainer, epochs: int, steps: int) -> bool:
         limits = ((epochs, trainer.max_epochs), (steps, trainer.max_steps))

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
+from callbacks.figures import FigureWriter
 from callbacks.iterative_step import IterativeStep, Schedule, evaluation_mode
 from runs.errors import InputError
 from runs.round_store import RoundStore
@@ -69,6 +71,25 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
     pairs = zip(one.state_dict().items(), other.state_dict().values(), strict=True)
     different = [name for (name, value), other in pairs if not torch.equal(value, other)]
     assert different == []
+
+
+# --- what a round shows
+
+
+class Drawer(Recorder):
+    def figures(self) -> dict:
+        np.random.rand()  # drawing may use random numbers
+        figure = Figure()
+        figure.subplots().plot(range(self.round))
+        return {"rounds": figure}
+
+
+def test_what_a_round_draws_lies_among_the_figures_and_changes_no_other_draw(tmp_path: Path) -> None:
+    writer = FigureWriter(str(tmp_path / "figures"), every_n_epochs=1)
+    drawn, _, _ = fit(tmp_path, step=Drawer(Schedule(every_n_epochs=1), stop_at=9), callbacks=[writer], reseed=False)
+    plain, _, _ = fit(tmp_path, step=Recorder(Schedule(every_n_epochs=1), stop_at=9), reseed=False)
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["drawer_rounds.png"]
+    assert_same_weights(drawn, plain)
 
 
 # --- when

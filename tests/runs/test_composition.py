@@ -29,12 +29,25 @@ def test_every_experiment_builds_from_values_of_the_right_type(name, tmp_path):
         check_config(resolve_stage(config, stage))
 
 
-@pytest.mark.parametrize("variant", group_choices("variant"))
-def test_every_variant_builds_and_names_its_row(variant, tmp_path):
-    config = experiment_config("sitar_hmdb51", f"variant={variant}")
+def paper_of(name: str) -> str:
+    """The paper that an experiment or a variant belongs to: its name begins with it."""
+    papers = [path.parent.name for path in (PROJECT_ROOT / "lightning_modules").glob("*/module.py")]
+    return max((paper for paper in papers if name.startswith(f"{paper}_")), key=len)
+
+
+@pytest.mark.parametrize("experiment", group_choices("experiment"))
+def test_without_a_variant_a_row_has_no_name(experiment):
+    assert experiment_config(experiment, "variant=none")["variant_name"] is None
+
+
+@pytest.mark.parametrize("variant", [name for name in group_choices("variant") if name != "none"])
+def test_every_variant_builds_with_an_experiment_of_its_paper_and_names_its_row(variant, tmp_path):
+    paper = paper_of(variant)
+    experiment = next(name for name in group_choices("experiment") if paper_of(name) == paper)
+    config = experiment_config(experiment, f"variant={variant}")
     for stage in stages_of(config, tmp_path):
         check_config(resolve_stage(config, stage))
-    assert config["variant_name"] == (None if variant == "none" else variant.removeprefix("sitar_"))
+    assert config["variant_name"] == variant.removeprefix(f"{paper}_")
 
 
 @pytest.mark.parametrize("group", ["trainer", "logger", "debug", "launcher", "sweep", "callbacks"])
