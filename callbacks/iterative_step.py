@@ -334,7 +334,8 @@ class IterativeStep(pl.Callback, ABC):
     def _run_if_due(self, trainer: pl.Trainer, epochs: int, steps: int) -> None:
         now = steps if self.schedule.every_n_steps else epochs
         last = self.history[-1]["at"] if self.history else -1
-        if self.schedule.rounds_due(now) <= self.schedule.rounds_due(last):
+        # A stop at the start of an epoch lets it end without a batch: there is nothing new to look at.
+        if self._stopped or self.schedule.rounds_due(now) <= self.schedule.rounds_due(last):
             return
         module = trainer.lightning_module
         self.round += 1

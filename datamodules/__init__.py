@@ -12,12 +12,23 @@ field            shape                  dtype    meaning
 ``video_fast``   (B, M, 3, hf, wf)      uint8    a clip at the fast play rate (M frames)
 ``video_slow``   (B, N, 3, hs, ws)      uint8    the same clip at the slow play rate (N < M frames)
 ``mask``         (B, h, w)              int64    class id of each pixel, 255 where void
+``pseudo_mask``  (B, h, w)              int64    the same as a round made it; 0 background, 255 ignored
+``score_mask``   (B, h, w)              int64    the true one where no loss may see it: for scores alone
 ``label``        (B,)                   int64    class id, 0..C-1
+``label``        (B, C)                 float32  several classes: 1 for each that the image shows
+``left``         (B, h, w)              float32  grey values of a rectified pair, zero mean, unit variance;
+                                                 ``right`` alike; training: patches (B, 1, p, p) of the left
+                                                 image, with ``match`` and ``other`` of the right one
+``guide_left``   (B, h, w)              float32  raw grey values, 8 or 16 bits; ``guide_right`` alike
+``valid``        (B, h, w)              bool     where the left image has a value
+``truth``        (B, h, w)              float32  true disparity in pixels, NaN where unknown
+``range``        (B, 2)                 int64    least and most disparity, pixels
+``sign``         (B,)                   int64    x_right = x_left + sign * disparity; 0 where to be found
 ``index``        (B,)                   int64    stable sample id: every per-sample store's key
 ``name``         list of B strings               file name, relative to the folder it was found in
 ===============  =====================  =======  =================================================
 
-Pixels leave a datamodule as uint8; the module normalises them on its device. Semi-supervised
+Pixels leave a datamodule as uint8, stereo pairs excepted; the module normalises them on its device. Semi-supervised
 training batches nest two such dicts: ``{"labeled": {...}, "unlabeled": {...}}``. An unlabelled
 ``label``, where it is known, serves logging alone.
 

@@ -73,6 +73,15 @@ def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
     assert different == []
 
 
+def test_no_round_follows_the_one_that_ended_training(tmp_path: Path) -> None:
+    class RunsLast(Recorder):
+        after_last_epoch = True
+
+    step = RunsLast(Schedule(every_n_epochs=1), stop_at=2)
+    fit(tmp_path, step=step, max_epochs=6)
+    assert step.ran_at == [(1, 10), (2, 20)]
+
+
 # --- what a round shows
 
 
