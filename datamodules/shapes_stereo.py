@@ -1,8 +1,5 @@
 """A generated stereo scene with dense truth, written as real files in the layout of Middlebury 2014."""
 
-import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from datamodules.generated_folder import write_generated
 from datamodules.stereo_files import Middlebury2014, write_pfm
 from runs.errors import InputError
 
@@ -82,28 +80,11 @@ class ShapesStereo:
         Raises:
             InputError: ``root`` holds something that was not generated here.
         """
-        parameters = json.loads(json.dumps({**asdict(self), "version": _GENERATOR_VERSION}))
-        there = _read_manifest(root)
-        if there == parameters:
-            return
-        if there is None and root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise InputError(f"data.root={root} holds something else than a generated scene: name a new folder")
-        unfinished = root.with_name(f"{root.name}.writing-{os.getpid()}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        try:
-            self._write_files(unfinished / "trainingQ" / SCENE)
-            (unfinished / _MANIFEST).write_text(json.dumps(parameters, indent=2) + "\n")
-            if root.exists():
-                shutil.rmtree(root)
-            try:
-                unfinished.rename(root)
-            except OSError:  # another run has just put the same scene there
-                if _read_manifest(root) != parameters:
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        parameters = {**asdict(self), "version": _GENERATOR_VERSION}
+        write_generated(root, _MANIFEST, parameters, "a generated scene", self._write_files)
 
-    def _write_files(self, folder: Path) -> None:
+    def _write_files(self, root: Path) -> None:
+        folder = root / "trainingQ" / SCENE
         folder.mkdir(parents=True)
         left, right, disparity, visible = self.scene()
         Image.fromarray(left).save(folder / "im0.png")
@@ -157,10 +138,3 @@ def _texture(random: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
 
 def _to_bytes(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-def _read_manifest(root: Path) -> dict[str, object] | None:
-    try:
-        return json.loads((root / _MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError):
-        return None

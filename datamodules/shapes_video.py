@@ -4,9 +4,6 @@ Six motions that no single frame tells apart, at speeds that vary. The files are
 back through the UCF101 reader like any other videos.
 """
 
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -16,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 
+from datamodules.generated_folder import write_generated
 from datamodules.ucf101 import UCF101Reader
 from runs.errors import InputError
 
@@ -124,36 +122,14 @@ class ShapesVideo:
         Raises:
             InputError: ``root`` holds something that was not generated here.
         """
-        parameters = json.loads(json.dumps(asdict(self) | {"version": _GENERATOR_VERSION, "lists": lists_folder}))
-        if _read_manifest(root) == parameters:
-            return
-        foreign = root.exists() and _read_manifest(root) is None
-        if foreign and (not root.is_dir() or any(root.iterdir())):
-            raise InputError(f"data.root={root} holds something else than generated clips: name a new folder")
-        unfinished = root.with_name(f"{root.name}.writing-{os.getpid()}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        try:
-            self._write_files(unfinished, lists_folder)
-            (unfinished / _MANIFEST).write_text(json.dumps(parameters, indent=2) + "\n")
-            self._put_in_place(unfinished, root, parameters)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-    def _put_in_place(self, unfinished: Path, root: Path, parameters: dict[str, Any]) -> None:
-        if root.exists():
-            replaced = root.with_name(f"{root.name}.replaced-{os.getpid()}")
-            root.rename(replaced)
-            shutil.rmtree(replaced)
-        try:
-            unfinished.rename(root)
-        except OSError:
-            # Another run has just put the same set there.
-            if _read_manifest(root) != parameters:
-                raise
+        parameters = asdict(self) | {"version": _GENERATOR_VERSION, "lists": lists_folder}
+        write_generated(
+            root, _MANIFEST, parameters, "generated clips", lambda folder: self._write_files(folder, lists_folder)
+        )
 
     def _write_files(self, folder: Path, lists_folder: str) -> None:
         lists = folder / lists_folder
-        lists.mkdir(parents=True)
+        lists.mkdir(parents=True, exist_ok=True)
         train, test = [], []
         for class_id, motion in enumerate(MOTIONS, start=1):
             videos = folder / "UCF-101" / motion
@@ -168,13 +144,6 @@ class ShapesVideo:
         classes = [f"{class_id} {motion}" for class_id, motion in enumerate(MOTIONS, start=1)]
         for name, lines in (("classInd", classes), ("trainlist01", train), ("testlist01", test)):
             (lists / f"{name}.txt").write_text("\n".join(lines) + "\n")
-
-
-def _read_manifest(root: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((root / _MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError):
-        return None
 
 
 def _write_avi(path: Path, frames: np.ndarray) -> None:

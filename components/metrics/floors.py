@@ -1,5 +1,7 @@
 """Trivial scores on the same data, so that a number can be told from an achievement."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -33,3 +35,21 @@ class MajorityFloor(Metric):
         """Accuracy of the constant prediction, 0-100."""
         named = self.counts.topk(min(self.top_k, self.num_classes)).values.sum()
         return 100.0 * named / self.counts.sum()
+
+
+def beside_floors(scores: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Test scores under the names of the log, each beside its floor.
+
+    Args:
+        scores: each score ``<name>`` and its trivial one, ``floor_<name>``.
+        prefix: of the names.
+
+    Returns:
+        ``test/<prefix><name>`` and ``floor/<prefix><name>`` of each.
+    """
+    logged = {}
+    for name, score in scores.items():
+        if not name.startswith("floor_"):
+            logged[f"test/{prefix}{name}"] = score
+            logged[f"floor/{prefix}{name}"] = scores[f"floor_{name}"]
+    return logged

@@ -16,8 +16,10 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import CutMix, MixUp
 
 from components.figures import confusion_matrix, curve, image_rows
+from components.initial_weights import StartsFromInitialWeights
 from components.metrics.accuracy import TopKAccuracy
 from components.metrics.floors import MajorityFloor
+from components.pixels import PixelNormalisation
 from components.weights import WeightsError, load_state
 from lightning_modules.sitar.losses import group_contrast, nt_xent
 from lightning_modules.sitar.super_image import grid_side, make_super_image, reorder_frames
@@ -30,7 +32,7 @@ Batch = dict[str, Any]
 View = tuple[Tensor, int]
 
 
-class SitarModule(pl.LightningModule):
+class SitarModule(StartsFromInitialWeights, pl.LightningModule):
     """Semi-supervised image transformer for action recognition.
 
     Batches: phase ``supervised`` takes ``{"video": (B, T, 3, h, w), "label", "index"}``; phase
@@ -106,9 +108,7 @@ class SitarModule(pl.LightningModule):
             if alpha > 0 and (phase == "supervised" or phase2_mixup)
         ]
         self.switch_prob = switch_prob
-        for name, values in (("mean", image_mean), ("std", image_std)):
-            scaled = 255.0 * torch.tensor(values).view(3, 1, 1)
-            self.register_buffer(f"pixel_{name}", scaled, persistent=False)
+        self.normalise = PixelNormalisation(image_mean, image_std)
         self.two_views = phase == "semi" and unsup == "contrast"
         network.freeze_unseen({network.grid_fast, *([network.grid_slow] if self.two_views else [])})
 
@@ -121,16 +121,11 @@ class SitarModule(pl.LightningModule):
             for metric in (TopKAccuracy, TopKAccuracy, MajorityFloor)
         )
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        self.restored = False  # from a checkpoint of its own
         self.pseudo_label_history: list[float] = []  # percent, one entry for each finished epoch
         # (frames, index, true class where known, predicted class)
         self.shown: list[tuple[Tensor, Tensor, int | None, int]] = []
 
     # ---- views -----------------------------------------------------------------------------
-
-    def normalise(self, video: Tensor) -> Tensor:
-        """uint8 pixels (..., 3, h, w) to zero mean and unit variance."""
-        return (video.float() - self.pixel_mean) / self.pixel_std
 
     def tile(self, frames: Tensor, index: Tensor | None = None) -> View:
         """Normalised frames (B, T, 3, h, h) to a super image and the side of its grid (Fig. 1)."""
@@ -354,19 +349,14 @@ class SitarModule(pl.LightningModule):
 
     # ---- state -----------------------------------------------------------------------------
 
-    def on_fit_start(self) -> None:
+    def load_initial_weights(self) -> None:
         """Starts a fresh fit from an earlier phase or from pre-trained weights.
-
-        Not in the constructor, and not when a fit goes on from its checkpoint: judging or resuming
-        a run must need nothing but its checkpoint.
 
         Raises:
             InputError: if the weights are missing or do not fit.
         """
-        if self.restored:
-            return
         if self.init_from is None:
-            self.network.load_initial_weights()
+            super().load_initial_weights()
             return
         try:
             load_state(self, self.init_from)
@@ -393,6 +383,6 @@ class SitarModule(pl.LightningModule):
         checkpoint["pseudo_label_history"] = list(self.pseudo_label_history)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the history up again, and remembers that the weights are there."""
-        self.restored = True
+        """Takes the history up again."""
+        super().on_load_checkpoint(checkpoint)
         self.pseudo_label_history = list(checkpoint.get("pseudo_label_history", []))

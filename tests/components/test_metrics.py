@@ -6,7 +6,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.metrics import top_k_accuracy_score
 
 from components.metrics.accuracy import TopKAccuracy
-from components.metrics.floors import MajorityFloor
+from components.metrics.floors import MajorityFloor, beside_floors
 
 LABELS = torch.tensor([0] * 8 + [1] * 2 + [2] * 3)
 
@@ -47,3 +47,10 @@ def test_majority_floor_of_top_k_names_the_k_most_frequent_classes():
         metric = MajorityFloor(num_classes=3, top_k=k)
         metric.update(LABELS)
         assert float(metric.compute()) == pytest.approx(100 * right / 13)
+
+
+def test_scores_are_logged_each_beside_its_floor():
+    scores = {name: torch.tensor(value) for name, value in (("a", 1.0), ("b", 2.0), ("floor_b", 3.0), ("floor_a", 4.0))}
+    logged = {name: float(value) for name, value in beside_floors(scores, "train_").items()}
+    assert logged == {"test/train_a": 1.0, "floor/train_a": 4.0, "test/train_b": 2.0, "floor/train_b": 3.0}
+    assert set(beside_floors(scores)) == {"test/a", "floor/a", "test/b", "floor/b"}
