@@ -1,0 +1,39 @@
+"""Clustering accuracy: the share of points that the best one-to-one naming of clusters gets right."""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ClusteringAccuracy(Metric):
+    """Accuracy in percent after matching clusters to classes by the Hungarian method, 0-100.
+
+    Each cluster is named after at most one class and each class names at most one cluster; points of
+    clusters without a class are wrong. Cluster and class counts may differ.
+
+    Args:
+        num_clusters: P; clusters are 0..P-1.
+        num_classes: C; classes are 0..C-1.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+    counts: Tensor
+
+    def __init__(self, num_clusters: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        zeros = torch.zeros(num_clusters, num_classes, dtype=torch.long)
+        self.add_state("counts", zeros, dist_reduce_fx="sum")
+
+    def update(self, clusters: Tensor, classes: Tensor) -> None:
+        """Counts clusters and classes, both (B,) int64."""
+        pairs = clusters * self.num_classes + classes
+        self.counts += torch.bincount(pairs, minlength=self.counts.numel()).view_as(self.counts)
+
+    def compute(self) -> Tensor:
+        """The accuracy in percent."""
+        row, column = linear_sum_assignment(self.counts.cpu().numpy(), maximize=True)
+        return 100.0 * self.counts[row, column].sum() / self.counts.sum()
