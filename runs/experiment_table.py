@@ -32,7 +32,7 @@ def _row(name: str) -> list[str]:
         f"`{name}`",
         f"[{str(paper.title).partition(':')[0]}](docs/papers/{slug}.md)",
         str(config.dataset),
-        " → ".join(config.stages) or "one",
+        " → ".join(config.only_stages or config.stages) or "one",
         "yes" if _brings_its_data(config) else "needs `data.root`",
         str(config.measured or "-"),
         _paper_number(paper),
@@ -44,8 +44,9 @@ def _brings_its_data(config: DictConfig) -> bool:
 
 
 def _paper_number(paper: DictConfig) -> str:
-    numbers = ", ".join(f"{metric} {value}" for metric, value in (paper.get("metrics") or {}).items())
-    return f"{numbers} ({paper.row})" if numbers else "-"
+    """The first metric that the experiment cites, its headline; a run's own table shows all of them."""
+    numbers = [f"{metric} {value}" for metric, value in (paper.get("metrics") or {}).items()]
+    return f"{numbers[0]} ({paper.row})" if numbers else "-"
 
 
 def main() -> None:
