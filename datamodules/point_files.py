@@ -189,6 +189,8 @@ class TableReader:
         with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
             reader = csv.reader(file)
             names = [name.strip() for name in next(reader, [])]
+            if names and all(_is_number(name) for name in names):
+                raise InputError(f"{path}: its first line holds numbers: put a line of column names before the points")
             if self.label is not None and self.label not in names:
                 raise InputError(
                     f"{path} has no column '{self.label}' (data.reader.label): it has {first_few(names, 20)}"

@@ -1,6 +1,7 @@
 """A set of points without splits: clustering sees all of them, and their labels only when it is judged."""
 
 import hashlib
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -69,8 +70,10 @@ class PointSetDataModule(pl.LightningDataModule):
         self._features: NDArray[np.float64] | None = None
 
     def setup(self, stage: str) -> None:
-        if self.read is not None or stage == "predict":  # predicting needs the checkpoint alone
+        if self.read is not None:
             return
+        if stage == "predict" and (self.root is None or not Path(self.root).exists()):
+            return  # the checkpoint alone will do; points that are there must be those it knows
         read = self.reader.read(self.root)
         _check(read, self.num_classes)
         self._features = scaled(read.features, self.scale)

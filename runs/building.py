@@ -198,6 +198,7 @@ def _silence_known_noise() -> None:
         ".*It is recommended to use `self.log.*sync_dist.*",
         ".*all_gather is deprecated.*",
         ".*callbacks used to create the checkpoint need to be provided.*",
+        ".*This DataLoader will create .* worker processes.*",
         ".*this fit will run with no optimizer.*",  # a paper without gradients
         ".*Sparse invariant checks are implicitly disabled.*",
     ):

@@ -170,5 +170,8 @@ def answer(error: Exception) -> None:
     exit_code = INPUT_ERROR if isinstance(error, InputError) else getattr(error, "exit_code", None)
     if exit_code is None:
         return
-    print(f"error: {error}" if exit_code == INPUT_ERROR else f"\n{error}", file=sys.stderr)
+    sentence = str(error)
+    if sentence.startswith("Caught "):  # a loader's process wraps it in its own stack trace
+        sentence = sentence.strip().splitlines()[-1].partition("InputError: ")[2]
+    print(f"error: {sentence}" if exit_code == INPUT_ERROR else f"\n{sentence}", file=sys.stderr)
     sys.exit(exit_code)

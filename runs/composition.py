@@ -106,9 +106,9 @@ def explain(error: Exception, overrides: Sequence[str] = (), config_name: str = 
         return InputError(f"{error.full_key}: {str(error).splitlines()[0]}")
     message = str(error)
     cause = error.__cause__
-    unknown_group = re.search(r"Could not override '([^']+)'\.\s+No match in the defaults list", message)
-    if unknown_group:
-        return _unknown_key(unknown_group.group(1), overrides, config_name)
+    unknown = re.search(r"Could not override '([^']+)'\.", message)
+    if unknown:
+        return _unknown_key(unknown.group(1), overrides, config_name)
     if isinstance(error, ConfigCompositionException) and isinstance(cause, ConfigAttributeError):
         return _unknown_key(str(cause.full_key), overrides, config_name)
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException):

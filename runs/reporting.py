@@ -81,11 +81,19 @@ def read_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def group_results(results: Iterable[dict[str, Any]]) -> list[Group]:
-    """Groups runs that only differ in their seed, in the order of first appearance."""
+    """Groups runs that only differ in their seed, in the order of first appearance.
+
+    Where the runs of one experiment were given different data, these too make rows of their own.
+    """
     groups: dict[tuple[str, tuple[str, ...]], Group] = {}
-    for result in results:
-        typed = {word.partition("=")[0].lstrip("+"): word for word in result["overrides"]}  # the last one wins
+    results = [(result, _typed(result)) for result in results]
+    roots: dict[str, set[str | None]] = {}
+    for result, typed in results:
+        roots.setdefault(result["name"], set()).add(typed.get("data.root"))
+    for result, typed in results:
         choices = tuple(sorted(word for key, word in typed.items() if not f"{key}=".startswith(_NOT_A_CHOICE)))
+        if len(roots[result["name"]]) > 1:
+            choices = (*choices, typed.get("data.root", "data.root as configured"))
         if result.get("variant"):
             choices = (result["variant"], *choices)
         paper = (result.get("paper") or {}).get("metrics") or {}
@@ -96,6 +104,11 @@ def group_results(results: Iterable[dict[str, Any]]) -> list[Group]:
         for name, value in result["floors"].items():
             group.floors.setdefault(name, []).append(value)
     return list(groups.values())
+
+
+def _typed(result: dict[str, Any]) -> dict[str, str]:
+    """The overrides of a run by key; the last one wins."""
+    return {word.partition("=")[0].lstrip("+"): word for word in result["overrides"]}
 
 
 def rows_of(group: Group, only: Sequence[str] | None) -> list[list[str]]:

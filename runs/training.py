@@ -91,7 +91,10 @@ def train_run(run_dir: Path) -> None:
     say(f"run folder: {run_dir}")
     for stage in stages:
         if stage.is_finished:
-            say(f"{stage.name or config['name']}: finished already ({stage.folder / RESULT_FILE})")
+            say(
+                f"{stage.name or config['name']}: finished already ({stage.folder / RESULT_FILE}); "
+                "for other settings start a new run"
+            )
         else:
             _fit_and_test(config, stage, run_dir, record)
     if global_rank() != 0:

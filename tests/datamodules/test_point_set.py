@@ -312,6 +312,7 @@ def test_an_array_of_ones_own(tmp_path):
         ("a,b\n1,2\n", "kind", "has no column 'kind' .*it has a, b"),
         ("a,b\n1,2\nnan,2\n", None, r"1 points have values that are NaN or infinite \(point 2"),
         ("a,b\n", None, "no points in it"),
+        ("1,2\n3,4\n", None, "its first line holds numbers: put a line of column names"),
         ("a,kind\n1,x\n2,y\n3,z\n", "kind", "there are 3 classes but"),
     ],
 )
@@ -406,3 +407,7 @@ def test_a_checkpoint_of_other_points_is_refused_and_prediction_needs_none(tmp_p
     alone.setup("predict")
     alone.load_state_dict(state)
     assert len(alone._indices()) == 40 and alone._indices()[3] == {"index": 3}
+    other = datamodule(PenDigitsReader(), tmp_path / "b")
+    other.setup("predict")  # points that are there must be those of the checkpoint
+    with pytest.raises(InputError, match="train on these"):
+        other.load_state_dict(state)

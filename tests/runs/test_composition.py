@@ -80,6 +80,11 @@ def test_key_under_another_parent_is_pointed_to_where_it_is():
         compose_config(["data.temperature=1"])
 
 
+def test_key_whose_first_part_is_wrong_is_pointed_to_where_it_is():
+    with pytest.raises(InputError, match=r"no 'encoder\.pretrained' .*did you mean .*\.encoder\.pretrained"):
+        compose_config(["experiment=isim_voc12", "encoder.pretrained=false"])
+
+
 def test_malformed_override_is_quoted():
     with pytest.raises(InputError, match="'a b' cannot be read"):
         compose_config(["a b"])

@@ -11,6 +11,8 @@ import time
 import pytest
 import torch
 
+from runs.command_line import answer
+from runs.errors import InputError
 from tests.toy.running import PROJECT_ROOT, QUIET, TOY, door_environment, run_door, start_door
 
 METRIC = "test/loss"  # a real number: equal to the last digit only if every weight is
@@ -219,3 +221,13 @@ def test_torchrun_starts_the_processes_of_one_run(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert result(tmp_path / "run")["processes"] == 2
     assert done.stdout.count("this run") == 1  # one table, of rank 0
+
+
+def test_the_sentence_of_a_loaders_process_comes_without_its_stack_trace(capsys):
+    wrapped = (
+        'Caught InputError in DataLoader worker process 1.\nTraceback:\n  File "x.py"\nInputError: x.jpg is broken'
+    )
+    with pytest.raises(SystemExit) as stopped:
+        answer(InputError(wrapped))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: x.jpg is broken\n"

@@ -50,6 +50,15 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(folder, capsys):
     assert rows[0]["mean ± std"] == f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.4f}"
 
 
+def test_runs_on_different_data_are_rows_of_their_own(tmp_path, capsys):
+    for root, top1 in (("one", 50.0), ("other", 70.0)):
+        for seed in (1, 2):
+            write(tmp_path / root / str(seed), seed, top1, [f"data.root={root}"])
+    main([str(tmp_path), "--format", "csv", "--metric", "test/top1"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["variant"], row["runs"]) for row in rows] == [("data.root=one", "2"), ("data.root=other", "2")]
+
+
 def test_unknown_metric_names_the_known_ones(folder):
     with pytest.raises(InputError, match=r"no run has the metric top1: known are test/top1, test/top5"):
         main([str(folder), "--metric", "top1"])
