@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from callbacks.iterative_step import IterativeStep, Schedule
 from callbacks.trained_network import TrainedNetwork
-from components.cam import class_ids, multi_scale_cam, normalised_cam, seed_labels
+from components.cam import check_scales, class_ids, multi_scale_cam, normalised_cam, seed_labels
 from components.dense_crf import CRFSettings
 from components.dense_crf_pool import CRFJob, CRFPool
 from components.figures import image_rows
@@ -89,7 +89,7 @@ class AffinityLabels(IterativeStep):
         processes: workers for the CRF, of each process of the run; 0 does it in this process.
 
     Raises:
-        InputError: the planes are not in order.
+        InputError: the planes are not in order, or there is no scale to work at.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class AffinityLabels(IterativeStep):
         processes: int,
     ) -> None:
         super().__init__(schedule, seed, folder)
+        check_scales(scales)
         if not 0 <= sure_background < sure_foreground < 1:
             raise InputError(
                 f"affinity_labels.sure_background={sure_background} must be below .sure_foreground={sure_foreground}, "
@@ -157,7 +158,7 @@ class AffinityLabels(IterativeStep):
                 planes = (self.sure_foreground, self.sure_background)
                 seeds = torch.stack([seed_labels(item.cam, plane) for plane in planes])
                 waiting.append(item._replace(cam=item.cam.new_empty(0)))  # the maps are not needed any more
-                yield CRFJob(pixels_of(item.sample), seeds.cpu().numpy(), len(item.ids), self.crf)
+                yield CRFJob(pixels_of(item.sample), seeds.byte().cpu().numpy(), len(item.ids), self.crf)
 
         for refined in self.pool.refine_many(jobs()):
             sample, ids, _ = waiting.popleft()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from callbacks.iterative_step import IterativeStep, Schedule
-from components.cam import class_ids, normalised_cam, seed_labels
+from components.cam import check_scales, check_threshold, class_ids, normalised_cam, seed_labels
 from components.dense_crf import CRFSettings
 from components.dense_crf_pool import CRFJob, CRFPool
 from components.figures import curve, image_rows
@@ -67,6 +67,8 @@ class PseudoLabelRefresh(IterativeStep):
         mode: ``schedule``, or ``converge``: after the first round, only when the training loss has
             not fallen below its best since the last round for ``patience`` epochs.
         patience: epochs.
+        scales: of the class maps, which the module makes: kept beside the masks, so that a run goes on
+            with its own alone.
         threshold: value of the background plane, 0..1.
         crf: of the CRF; None keeps the seeds as they are (ablation).
         processes: workers for the CRF, of each process of the run; 0 does it in this process.
@@ -79,25 +81,31 @@ class PseudoLabelRefresh(IterativeStep):
         folder: str,
         mode: Literal["schedule", "converge"],
         patience: int,
+        scales: list[float],
         threshold: float,
         crf: CRFSettings | None,
         processes: int,
     ) -> None:
         super().__init__(schedule, seed, folder)
-        if not 0 <= threshold < 1:
-            raise InputError(f"pseudo_label_refresh.threshold={threshold} must be 0 or more and below 1")
+        check_scales(scales)
+        check_threshold(threshold)
         if patience < 1 or processes < 0:
             raise InputError(
                 f"pseudo_label_refresh.patience={patience} must be 1 or more, and processes={processes} 0 or more"
             )
-        self.mode, self.patience, self.threshold, self.crf, self.processes = mode, patience, threshold, crf, processes
+        self.mode, self.patience, self.scales, self.threshold = mode, patience, scales, threshold
+        self.crf, self.processes = crf, processes
         self.losses: list[float] = []  # of each epoch since the last round
         self.shown: list[list[tuple[NDArray[np.uint8], str]]] = []
         self.shown_round = 0
 
     def settings(self) -> dict[str, Any]:
         """What the masks depend on beside the weights."""
-        return {"threshold": self.threshold, "crf": None if self.crf is None else asdict(self.crf)}
+        return {
+            "scales": list(self.scales),
+            "threshold": self.threshold,
+            "crf": None if self.crf is None else asdict(self.crf),
+        }
 
     # --- when
 
@@ -165,7 +173,7 @@ class PseudoLabelRefresh(IterativeStep):
                 seeds, ids = seed_labels(cam, self.threshold).cpu(), class_ids(classes)
                 waiting.append((sample, seeds, ids))
                 # An image's labels are background and its own classes: the CRF's energies depend on how many.
-                yield CRFJob(sample["image"].permute(1, 2, 0).numpy(), seeds[None].numpy(), len(ids), self.crf)
+                yield CRFJob(sample["image"].permute(1, 2, 0).numpy(), seeds[None].byte().numpy(), len(ids), self.crf)
 
         with CRFPool(0 if self.crf is None else self.processes) as pool:
             for refined in pool.refine_many(jobs()):

@@ -15,7 +15,7 @@ from torch import Tensor
 from callbacks.affinity_labels import HoldsTrainingImages, Labelled, labelled_images, pixels_of
 from callbacks.iterative_step import IterativeStep, Schedule
 from callbacks.trained_network import TrainedNetwork
-from components.cam import seed_labels
+from components.cam import check_scales, check_threshold, seed_labels
 from components.dense_crf import CRFSettings
 from components.dense_crf_pool import CRFJob, CRFPool
 from components.figures import image_rows
@@ -66,6 +66,8 @@ class RandomWalkMasks(IterativeStep):
         processes: int,
     ) -> None:
         super().__init__(schedule, seed, folder)
+        check_scales(scales)
+        check_threshold(threshold)
         self.cams, self.affinities, self.scales, self.threshold = cams, affinities, scales, threshold
         self.beta, self.log2_steps, self.background_power = beta, log2_steps, background_power
         self.crf, self.pool = crf, CRFPool(processes if crf is not None else 0)
@@ -118,7 +120,7 @@ class RandomWalkMasks(IterativeStep):
                     steps["walk"] = self.walk(item).cpu()
                 waiting.append((item._replace(cam=item.cam.new_empty(0)), steps))  # the maps are not needed any more
                 last = list(steps.values())[-1]
-                yield CRFJob(pixels_of(item.sample), last[None].numpy(), len(item.ids), self.crf)
+                yield CRFJob(pixels_of(item.sample), last[None].byte().numpy(), len(item.ids), self.crf)
 
         for refined in self.pool.refine_many(jobs()):
             (sample, ids, _), steps = waiting.popleft()

@@ -6,7 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from runs.errors import InputError
+
 EPSILON = 1e-5  # keeps a map without any activation at 0
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Raises InputError where class maps cannot be made at these scales."""
+    if not scales or min(scales) <= 0:
+        raise InputError(f"cam.scales={list(scales)} must be one positive factor or more")
+
+
+def check_threshold(threshold: float) -> None:
+    """Raises InputError where a background plane is outside of normalised maps."""
+    if not 0 <= threshold < 1:
+        raise InputError(f"cam.threshold={threshold} must be 0 or more and below 1")
 
 
 def multi_scale_cam(class_maps: Callable[[Tensor], Tensor], image: Tensor, scales: Sequence[float]) -> Tensor:

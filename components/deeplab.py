@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runs.errors import InputError
+
 
 def conv_bn_relu(before: int, width: int, kernel: int, dilation: int = 1) -> nn.Sequential:
     """A convolution that keeps the size, BatchNorm and ReLU."""
@@ -40,6 +42,9 @@ class ASPP(nn.Module):
         width: channels of each branch and of the result.
         rates: dilation of each 3x3 branch.
         dropout: rate after the projection.
+
+    Raises:
+        InputError: trained on one image, whose pooled map is one value that has no variance.
     """
 
     def __init__(self, before: int, width: int, rates: list[int], dropout: float) -> None:
@@ -52,6 +57,11 @@ class ASPP(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, before, h, w) to (B, width, h, w)."""
+        if self.pooled[1].training and len(maps) == 1:
+            raise InputError(
+                "data.batch_size leaves a process one image, and the BatchNorm of ASPP's image pooling needs two: "
+                "give two images or more for each process"
+            )
         pooled = self.pooled(maps.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *maps.shape[-2:])
         return self.dropout(self.project(torch.cat([*(branch(maps) for branch in self.branches), pooled], dim=1)))
 
@@ -96,7 +106,7 @@ class DeepLabV3PlusHead(nn.Module):
         dropout: rate after ASPP.
 
     Raises:
-        ValueError: the encoder has no map of that stride.
+        InputError: the encoder has no map of that stride.
     """
 
     def __init__(
@@ -111,6 +121,10 @@ class DeepLabV3PlusHead(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
+        if low_level_stride not in strides:
+            raise InputError(
+                f"decoder.low_level_stride={low_level_stride}: the encoder's maps have the strides {list(strides)}"
+            )
         self.low_level = list(strides).index(low_level_stride)
         self.aspp = ASPP(channels[-1], width, rates, dropout)
         self.project = conv_bn_relu(channels[self.low_level], low_level_width, 1)

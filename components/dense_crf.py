@@ -48,7 +48,7 @@ class CRFSettings:
 
 
 class SparseProduct:
-    """Products of one sparse matrix with dense ones, in the same order of sums on every device.
+    """Products of one sparse matrix with dense ones, each entry of a product summed along its row.
 
     Args:
         columns: (K,) int32, column of each entry, row by row.
@@ -66,12 +66,14 @@ class SparseProduct:
                 self.matrix = torch.sparse_csr_tensor(starts, columns, weights, (len(starts) - 1, width))
 
     def __call__(self, values: Tensor) -> Tensor:
-        """(width, L) float32 to (R, L)."""
-        if values.shape[1] == 1 and self.matrix is not None:  # twice as fast as the other way, for one vector
-            return (self.matrix @ values.squeeze(1))[:, None]
-        return embedding_bag(
-            self.columns, values, self.starts, per_sample_weights=self.weights, mode="sum", include_last_offset=True
-        )
+        """(width, L) float32 to (R, L), in float32 under autocast too."""
+        with torch.autocast(values.device.type, enabled=False):
+            values = values.float()
+            if values.shape[1] == 1 and self.matrix is not None:  # twice as fast as the other way, for one vector
+                return (self.matrix @ values.squeeze(1))[:, None]
+            return embedding_bag(
+                self.columns, values, self.starts, per_sample_weights=self.weights, mode="sum", include_last_offset=True
+            )
 
 
 class Lattice:

@@ -21,7 +21,7 @@ class CRFJob(NamedTuple):
 
     Attributes:
         image: (H, W, 3) uint8, colours 0..255.
-        labels: (K, H, W) integers 0..n-1; the K maps share one lattice.
+        labels: (K, H, W) integers 0..n-1, uint8 is least to hand over; the K maps share one lattice.
         n: number of labels that can occur, 1 + the true classes; 1 leaves the maps as they are.
         settings: of the CRF; None leaves the maps as they are.
     """

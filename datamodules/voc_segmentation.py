@@ -9,17 +9,17 @@ import csv
 import os
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -36,6 +36,8 @@ from datamodules.sampling import (
 )
 from runs.errors import InputError, did_you_mean, first_few
 
+Result = TypeVar("Result")
+LISTS = ("train", "val")  # of a table of one's own
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -157,17 +159,12 @@ class LabelledFolderReader:
         """Reads the rows of a list.
 
         Raises:
-            InputError: the table or a column is missing, or images are.
+            InputError: the table, a column, cells of a row or images are missing, or it is not UTF-8.
         """
         path = root / "labels.csv"
         if not path.is_file():
             raise InputError(f"there is no {path}: {self.instructions}")
-        with path.open(newline="") as file:
-            table = csv.DictReader(file)
-            missing = [column for column in ("image", "labels", "list") if column not in (table.fieldnames or [])]
-            if missing:
-                raise InputError(f"{path} has no column {first_few(missing)}: {self.instructions}")
-            rows = [row for row in table if row["list"].strip() == list_name]
+        rows = [row for row in self._table(path) if row["list"].strip() == list_name]
         gone = [row["image"] for row in rows if not (root / "images" / row["image"]).is_file()]
         if gone:
             raise InputError(
@@ -181,6 +178,33 @@ class LabelledFolderReader:
             image = root / "images" / row["image"]
             photographs.append(Photograph(row["image"], image, tuple(classes), mask if mask.is_file() else None))
         return photographs
+
+    def _table(self, path: Path) -> list[dict[str, str]]:
+        """All rows; spreadsheets put a mark before UTF-8 that is no part of the first column's name."""
+        rows = []
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                table = csv.DictReader(file)
+                columns = table.fieldnames or []
+                missing = [column for column in ("image", "labels", "list") if column not in columns]
+                if missing:
+                    raise InputError(
+                        f"{path} has no column {first_few(missing)} but {first_few(columns)}: {self.instructions}"
+                    )
+                for row in table:
+                    if None in row or None in row.values():
+                        raise InputError(
+                            f"line {table.line_num} of {path} has not the {len(columns)} cells that its first line "
+                            f"names ({', '.join(columns)}): class names have ';' between them, not ','"
+                        )
+                    if row["list"].strip() not in LISTS:
+                        raise InputError(
+                            f"line {table.line_num} of {path}: there is no list '{row['list']}': write train or val"
+                        )
+                    rows.append(row)
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not written in UTF-8: save it in that encoding") from error
+        return rows
 
 
 @dataclass(frozen=True)
@@ -299,7 +323,7 @@ class WholePhotographs(Dataset):
 
 
 class PhotographsToPredict(Dataset):
-    """The pictures of a folder, turned as their EXIF tag says."""
+    """The pictures of a folder."""
 
     def __init__(self, folder: Path, names: list[str]) -> None:
         self.folder, self.names = folder, names
@@ -308,7 +332,7 @@ class PhotographsToPredict(Dataset):
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        picture = ImageOps.exif_transpose(open_photograph(self.folder / self.names[index]))
+        picture = open_photograph(self.folder / self.names[index])
         return {"image": as_tensor(np.asarray(picture)), "index": index, "name": self.names[index]}
 
 
@@ -367,8 +391,12 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
         super().__init__()
         if len(class_names) != num_classes:
             raise InputError(
-                f"data.num_classes={num_classes} but data.class_names lists {len(class_names)} names: set "
-                f"data.num_classes={len(class_names)}"
+                f"data.num_classes={num_classes} but data.class_names lists {len(class_names)} names: name your "
+                f"classes by data.class_names=[…], or set data.num_classes={len(class_names)}"
+            )
+        if num_classes >= VOID:
+            raise InputError(
+                f"data.num_classes={num_classes}: a mask holds the values 1 to {VOID - 1}, no more classes"
             )
         if len(resize_long) != 2 or not 0 < resize_long[0] <= resize_long[1]:
             raise InputError(f"data.resize_long={resize_long} must be [least, most] pixels of the long side")
@@ -401,7 +429,8 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
         Raises:
             InputError: no root; a list, image or XML file missing or broken; an image in both lists;
                 a class that is none of ``class_names``; a training list without any label; a mask
-                of another size than its image; masks for some judged images and not for others.
+                of another size than its image; masks for some judged images and not for others; fewer images
+                to judge by than processes.
         """
         if stage == "predict":
             self._find_pictures()
@@ -429,6 +458,9 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
                 f"{len(unscored)} of {len(val)} images of the list {self.val_list} have no mask to be judged by: "
                 f"{first_few(unscored)}"
             )
+        for judged in (len(val), sum(p.mask is not None for p in train)):
+            if judged and self.trainer is not None:
+                _check_shares(judged, self.trainer.world_size)
         self._train = TrainingPhotographs(train, self.class_names, self.augment, self.seed)
         self._train_whole = WholePhotographs(train, self.class_names)
         self._val = WholePhotographs(val, self.class_names)
@@ -446,7 +478,8 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
             twice = sorted({name for name in doubled if doubled.count(name) > 1})
             raise InputError(f"the list {list_name} names {first_few(twice)} more than once")
         images = _sizes({p.name: p.image for p in photographs}, "images", list_name)
-        masks = _sizes({p.name: p.mask for p in photographs if p.mask is not None}, "masks", list_name)
+        # All masks are read once: what is wrong in one would come out after hours, when it is to score.
+        masks = _of_each(self._mask_size, {p.name: p.mask for p in photographs if p.mask is not None})
         other = [
             f"{name} ({masks[name][0]} x {masks[name][1]} instead of {images[name][0]} x {images[name][1]})"
             for name in masks
@@ -456,6 +489,10 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
             raise InputError(
                 f"{len(other)} masks of the list {list_name} have another size than their image: {first_few(other)}"
             )
+
+    def _mask_size(self, path: Path) -> tuple[int, int]:
+        height, width = read_mask(path, len(self.class_names) + 1).shape
+        return width, height
 
     def _find_pictures(self) -> None:
         folder = self.predict_root
@@ -521,21 +558,31 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
         Raises:
             InputError: a process would have none, and the others wait for its share of the score.
         """
-        processes = self.trainer.world_size
-        if len(dataset) < processes:
-            raise InputError(f"{len(dataset)} images cannot be judged by {processes} processes: use fewer processes")
+        _check_shares(len(dataset), self.trainer.world_size)
         sampler = StridedSampler(len(dataset), self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(dataset, batch_size=1, sampler=sampler, num_workers=self.num_workers)
 
 
+def _check_shares(images: int, processes: int) -> None:
+    if images < processes:
+        raise InputError(f"{images} images cannot be judged by {processes} processes: use fewer processes")
+
+
 def open_photograph(path: Path) -> Image.Image:
-    """An image file as RGB; grey ones become three equal channels.
+    """An image file as RGB, turned as its EXIF tag says; grey ones become three equal channels.
+
+    Of 16 bits the upper 8 are kept, as Pillow itself does with three channels.
 
     Raises:
-        InputError: it cannot be decoded.
+        InputError: it cannot be decoded, or it has more than 16 bits.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode.startswith("I;16"):
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+            elif picture.mode in ("I", "F"):
+                raise InputError(f"the image {path} has 32 bits a pixel: save it with 8 or 16 bits for each channel")
             return picture.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError) as error:
         raise InputError(f"the image {path} cannot be read ({error}): replace it, or take it off its list") from error
@@ -552,9 +599,11 @@ def multi_hot(photograph: Photograph, class_names: Sequence[str]) -> Tensor:
 
 
 def _sizes(files: dict[str, Path], kind: str, source: str) -> dict[str, tuple[int, int]]:
-    """Width and height of each picture, from its header; 10 000 files take some seconds."""
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        sizes = dict(zip(files, pool.map(_size, files.values()), strict=True))
+    """Width and height of each photograph as it is read; names all that cannot be.
+
+    10 000 files take some seconds: a JPEG is decoded only where its end is not found.
+    """
+    sizes = _of_each(_size, files)
     broken = [name for name, size in sizes.items() if size is None]
     if broken:
         raise InputError(f"{len(broken)} of {len(files)} {kind} of {source} cannot be read: {first_few(broken)}")
@@ -565,6 +614,21 @@ def _size(path: Path) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings(), Image.open(path) as picture:
             warnings.simplefilter("ignore")
-            return picture.size
+            if picture.format != "JPEG" or not _ends_as_jpeg(path):
+                picture.load()  # a PNG's EXIF tag, too, may stand behind the pixels
+            # From 5 on an orientation swaps width and height.
+            sideways = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return picture.size[::-1] if sideways else picture.size
     except (OSError, UnidentifiedImageError, SyntaxError):
         return None
+
+
+def _ends_as_jpeg(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64))
+        return file.read().rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
+
+
+def _of_each(job: Callable[[Path], Result], files: dict[str, Path]) -> dict[str, Result]:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        return dict(zip(files, pool.map(job, files.values()), strict=True))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from components.global_mean import global_mean
 from components.random_walk import Offset, pairs_inside, partners
 
 IGNORED = 255
@@ -36,6 +37,8 @@ def pair_labels(mask: Tensor, offsets: list[Offset]) -> PairLabels:
 def affinity_losses(distance: Tensor, labels: PairLabels) -> tuple[Tensor, Tensor, Tensor]:
     """L_bg+, L_fg+ (Eq. 4, 5) and L_neg (Eq. 6): means of -log W, and of -log(1 - W), over the pairs of a kind.
 
+    The means are over the global batch.
+
     Args:
         distance: -log W, (B, P, h, w).
         labels: of the pairs.
@@ -52,4 +55,4 @@ def affinity_losses(distance: Tensor, labels: PairLabels) -> tuple[Tensor, Tenso
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    return torch.where(chosen, values, 0.0).sum() / chosen.sum().clamp(min=1)
+    return global_mean(torch.where(chosen, values, 0.0).sum(), chosen.sum())

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import PolynomialLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from components.figures import image_rows
 from components.initial_weights import StartsFromInitialWeights
@@ -97,8 +97,12 @@ class AffinityNetModule(StartsFromInitialWeights, pl.LightningModule):
             {"params": [*self.network.project.parameters(), *self.network.mix.parameters()], "lr": self.lr_new},
         ]
         optimizer = self.make_optimizer(groups)
-        schedule = PolynomialLR(optimizer, int(self.trainer.estimated_stepping_batches), self.poly_power)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        steps = int(self.trainer.estimated_stepping_batches)
+
+        def decay(t: int) -> float:  # not a part of checkpoints: a resumed run may be longer
+            return (1 - min(t, steps) / steps) ** self.poly_power
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, decay), "interval": "step"}}
 
     # ---- evaluation ----------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from components.global_mean import global_mean
+
 IGNORED = 255  # mask value of borders that belong to no image
 
 
@@ -23,7 +25,7 @@ def has_foreground(mask: Tensor) -> Tensor:
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor, mask_empty: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """L_seg, Eq. 2: the cross-entropy of r_b * logits_b, mean over all pixels of the batch that count.
+    """L_seg, Eq. 2: the cross-entropy of r_b * logits_b, mean over all pixels of the global batch that count.
 
     An image with an empty mask adds log(C + 1) for each pixel and no gradient, but stays in the mean.
 
@@ -37,10 +39,11 @@ def segmentation_loss(logits: Tensor, mask: Tensor, mask_empty: bool) -> tuple[T
         none; and how many images these are.
     """
     r = has_foreground(mask)
-    weighted = logits * r.view(-1, 1, 1, 1).to(logits.dtype) if mask_empty else logits
+    # Not a product: 0 times an infinite half-precision logit is no number.
+    weighted = torch.where(r.view(-1, 1, 1, 1), logits, 0.0) if mask_empty else logits
     each = F.cross_entropy(weighted.float(), mask, ignore_index=IGNORED, reduction="none")
     counted = mask != IGNORED
-    loss = each.sum() / counted.sum()
+    loss = global_mean(each.sum(), counted.sum())
     kept = counted & r.view(-1, 1, 1)
     shown = (each.detach() * kept).sum() / kept.sum().clamp(min=1)
     return loss, shown, torch.count_nonzero(r)

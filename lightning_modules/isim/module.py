@@ -3,6 +3,7 @@
 The loop of Algorithm 1 around it, masks from maps every few epochs, is `callbacks.pseudo_label_refresh`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,10 +13,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 from torchmetrics.classification import MultilabelRankingAveragePrecision
 
-from components.cam import class_ids, multi_scale_cam, normalised_cam, seed_labels
+from components.cam import check_scales, check_threshold, class_ids, multi_scale_cam, normalised_cam, seed_labels
 from components.dense_crf import CRFSettings, refine_labels
 from components.figures import image_rows
 from components.initial_weights import StartsFromInitialWeights
@@ -60,6 +61,9 @@ class IsimModule(StartsFromInitialWeights, pl.LightningModule):
         predict_cams: prediction also shows the activation maps.
         image_mean: mean of each colour channel, of 0..1.
         image_std: standard deviation of each colour channel, of 0..1.
+
+    Raises:
+        InputError: no scale, one of 0 or below, or a background plane outside 0..1.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class IsimModule(StartsFromInitialWeights, pl.LightningModule):
         image_std: list[float],
     ) -> None:
         super().__init__()
+        check_scales(cam_scales)
+        check_threshold(cam_threshold)
         self.network, self.make_optimizer = network, optimizer
         self.seg_loss, self.mask_empty = seg_loss, mask_empty
         self.lr = {"encoder": lr_encoder, "classifier": lr_classifier, "decoder": lr_decoder}
@@ -91,11 +97,13 @@ class IsimModule(StartsFromInitialWeights, pl.LightningModule):
         self.predict_cams = predict_cams
         self.normalise = PixelNormalisation(image_mean, image_std)
 
-        self.loss_seg_nonempty = MeanMetric(nan_strategy="disable")
+        # Not a weighted MeanMetric: where it does not look for nan, which waits for the device, it drops the weights.
+        self.nonempty_loss, self.nonempty_images = (SumMetric(nan_strategy="disable") for _ in range(2))
         self.val_decoder = SegmentationScores(num_classes + 1)
         self.val_ranking, self.test_ranking = (MultilabelRankingAveragePrecision(num_classes) for _ in range(2))
         self.ranking_floor = ConstantRanking(num_classes)
-        names = ["decoder", "val_cam", "cam", "cam_crf", *(f"cam_{round(100 * t)}" for t in swept_thresholds)]
+        swept = [f"cam_{round(100 * t)}" for t in swept_thresholds]
+        names = ["decoder", "val_cam", "val_cam_crf", "cam", "cam_crf", *swept]
         self.test_scores = nn.ModuleDict({name: SegmentationScores(num_classes + 1) for name in names})
         self.swept_thresholds = swept_thresholds
         self.shown: list[list[tuple[Any, str]]] = []
@@ -126,7 +134,8 @@ class IsimModule(StartsFromInitialWeights, pl.LightningModule):
             loss_seg, nonempty, count = segmentation_loss(pixel_logits, batch["pseudo_mask"], self.mask_empty)  # Eq. 2
             loss = loss_cls + loss_seg  # Eq. 3
             losses["loss_seg"] = loss_seg
-            self.loss_seg_nonempty.update(nonempty, count)
+            self.nonempty_loss.update(nonempty * count)
+            self.nonempty_images.update(count)
         for name, value in {"loss": loss, **losses}.items():
             self.log(
                 f"train/{name}", value.detach(), on_step=False, on_epoch=True, sync_dist=True,
@@ -136,11 +145,12 @@ class IsimModule(StartsFromInitialWeights, pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Logs L_seg without the images that only add a constant to it."""
-        if self.loss_seg_nonempty.update_called:
-            mean = self.loss_seg_nonempty.compute()
-            if mean > 0:  # it is 0 where no image had foreground
-                self.log("train/loss_seg_nonempty", mean)
-        self.loss_seg_nonempty.reset()
+        if self.nonempty_images.update_called:
+            images = self.nonempty_images.compute()
+            if images > 0:
+                self.log("train/loss_seg_nonempty", self.nonempty_loss.compute() / images)
+        self.nonempty_loss.reset()
+        self.nonempty_images.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """A learning rate for each part, all with the same polynomial decay that stops before 0."""
@@ -154,10 +164,12 @@ class IsimModule(StartsFromInitialWeights, pl.LightningModule):
             for name, part in parts.items()
         ]
         optimizer = self.make_optimizer(groups)
-        steps = int(self.trainer.estimated_stepping_batches)
-        if self.poly_epochs is not None:
-            batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-            steps = min(steps, max(1, int(batches * self.poly_epochs)))
+        if self.poly_epochs is None:
+            steps = int(self.trainer.estimated_stepping_batches)
+        else:
+            self.trainer.fit_loop.setup_data()  # before it nobody knows how many batches an epoch has
+            batches = self.trainer.num_training_batches
+            steps = math.ceil(batches / self.trainer.accumulate_grad_batches) * self.poly_epochs
 
         def decay(t: int) -> float:
             return (1 - min(t, steps - 1) / steps) ** self.poly_power
@@ -202,13 +214,13 @@ class IsimModule(StartsFromInitialWeights, pl.LightningModule):
         classes = batch["label"][0].nonzero().flatten()
         ids, cam = class_ids(classes), normalised_cam(self.activation_maps(image), classes)
         seeds = seed_labels(cam, self.cam_threshold)
-        if not on_training_images:
-            self.test_scores["val_cam"].update(ids[seeds], truth)
-            return
-        self.test_scores["cam"].update(ids[seeds], truth)
+        name = "cam" if on_training_images else "val_cam"
+        self.test_scores[name].update(ids[seeds], truth)
         if self.crf is not None:
             refined = refine_labels(image.permute(1, 2, 0), seeds, len(ids), self.crf)
-            self.test_scores["cam_crf"].update(ids[refined], truth)
+            self.test_scores[f"{name}_crf"].update(ids[refined], truth)
+        if not on_training_images:
+            return
         for threshold in self.swept_thresholds:
             self.test_scores[f"cam_{round(100 * threshold)}"].update(ids[seed_labels(cam, threshold)], truth)
 

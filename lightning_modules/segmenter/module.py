@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import PolynomialLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from components.figures import image_rows
+from components.global_mean import global_mean
 from components.initial_weights import StartsFromInitialWeights
 from components.metrics.floors import beside_floors
 from components.metrics.segmentation import SegmentationScores
@@ -67,10 +68,10 @@ class SegmenterModule(StartsFromInitialWeights, pl.LightningModule):
         return self.network(self.normalise(image))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy, mean over the pixels of the batch that are not 255."""
+        """Cross-entropy, mean over the pixels of the global batch that are not 255."""
         logits, mask = self(batch["image"]).float(), batch["pseudo_mask"]
         total = F.cross_entropy(logits, mask, ignore_index=VOID, reduction="sum")
-        loss = total / (mask != VOID).sum().clamp(min=1)  # a batch of unknown pixels alone teaches nothing
+        loss = global_mean(total, (mask != VOID).sum())  # a batch of unknown pixels alone teaches nothing
         self.log(
             "train/loss", loss.detach(), on_step=False, on_epoch=True, sync_dist=True, batch_size=len(logits),
             prog_bar=True,
@@ -84,8 +85,12 @@ class SegmenterModule(StartsFromInitialWeights, pl.LightningModule):
             {"params": list(self.network.head.parameters()), "lr": self.lr_head},
         ]
         optimizer = self.make_optimizer(groups)
-        schedule = PolynomialLR(optimizer, int(self.trainer.estimated_stepping_batches), self.poly_power)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        steps = int(self.trainer.estimated_stepping_batches)
+
+        def decay(t: int) -> float:  # not a part of checkpoints: a resumed run may be longer
+            return (1 - min(t, steps) / steps) ** self.poly_power
+
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, decay), "interval": "step"}}
 
     # ---- evaluation ----------------------------------------------------------------------------
 

@@ -22,19 +22,25 @@ CLASS_NAMES = ["red", "green", "blue"]
 
 
 class ColourMaps(nn.Module):
-    """Class c is active where colour channel c is bright, at half the size."""
+    """Class c is active where colour channel c is bright, at half the size.
+
+    Its BatchNorm has seen other pictures: in training mode the maps of an image are others.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.colours = nn.Conv2d(3, 3, 2, stride=2, bias=False)
         self.colours.weight.data = torch.eye(3)[:, :, None, None].repeat(1, 1, 2, 2) / 4
+        self.norm = nn.BatchNorm2d(3)
+        self.norm.running_mean.copy_(torch.tensor([1.0, 0.9, 1.1]))
+        self.norm.running_var.copy_(torch.tensor([1.5, 1.0, 0.5]))
 
     def class_maps(self, image: torch.Tensor) -> torch.Tensor:
-        return self.colours(image) - 1.0
+        return self.norm(self.colours(image))
 
 
 class Images(Dataset):
-    """Squares of different sizes of image, one class each; the last image has no label."""
+    """Squares of different sizes of image, one class each but image 1, which has two; the last has no label."""
 
     def __init__(self, count: int, with_truth: bool = True) -> None:
         self.count, self.with_truth = count, with_truth
@@ -47,13 +53,16 @@ class Images(Dataset):
         height, width = 40 + 2 * (index % 3), 48
         image, mask = np.full((3, height, width), 60.0), np.zeros((height, width), np.int64)
         y, x = generator.integers(5, 15, 2)
-        colour = index % 3
-        image[colour, y : y + 20, x : x + 20] = 150 + 100 * np.linspace(0, 1, 20)  # stronger to the right
-        mask[y : y + 20, x : x + 20] = 1 + colour
-        image += generator.normal(0, 3, image.shape)
+        squares = [(index % 3, y, x, 20)]
+        if index == 1:
+            squares = [(1, 4, 3, 18), (2, 16, 25, 20)]
         label = torch.zeros(3)
-        if index < self.count - 1:
-            label[colour] = 1
+        for colour, y, x, side in squares:
+            image[colour, y : y + side, x : x + side] = 150 + 100 * np.linspace(0, 1, side)  # stronger to the right
+            mask[y : y + side, x : x + side] = 1 + colour
+            if index < self.count - 1:
+                label[colour] = 1
+        image += generator.normal(0, 3, image.shape)
         sample = {
             "image": torch.from_numpy(image.clip(0, 255).astype(np.uint8)),
             "label": label,

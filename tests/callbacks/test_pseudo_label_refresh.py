@@ -17,6 +17,13 @@ from runs.composition import compose_config
 from runs.errors import InputError
 
 CRF = CRFSettings(3.0, 3.0, 50.0, 5.0, 10.0, 2, 0.7)
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 NAMES = ["bird", "cat", "dog"]
 
 
@@ -99,6 +106,7 @@ def refresh(folder, **changes) -> PseudoLabelRefresh:
         "folder": str(folder),
         "mode": "schedule",
         "patience": 3,
+        "scales": [1.0, 0.5],
         "threshold": 0.3,
         "crf": CRF,
         "processes": 0,
@@ -108,16 +116,7 @@ def refresh(folder, **changes) -> PseudoLabelRefresh:
 
 def fit(step: PseudoLabelRefresh, epochs: int, data: Data | None = None, losses: list[float] | None = None, **settings):
     module, data = Network(losses), data or Data()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        callbacks=[step],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+    trainer = pl.Trainer(**QUIET, max_epochs=epochs, callbacks=[step], **settings)
     trainer.fit(module, datamodule=data)
     return module, data, trainer
 
@@ -260,9 +259,31 @@ def test_the_settings_that_masks_depend_on_are_kept_with_them(tmp_path):
     assert step.rounds.generation.settings["crf"]["steps"] == 2
 
 
+def test_a_run_goes_on_with_the_scales_of_its_masks_alone(tmp_path):
+    _, _, trainer = fit(refresh(tmp_path / "rounds", crf=None), 2)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+    def resume(scales: list[float]) -> PseudoLabelRefresh:
+        step = refresh(tmp_path / "rounds", crf=None, scales=scales)
+        trainer = pl.Trainer(**QUIET, max_epochs=3, callbacks=[step])
+        trainer.fit(Network(), datamodule=Data(), ckpt_path=tmp_path / "last.ckpt")
+        return step
+
+    with pytest.raises(InputError, match="pseudo_label_refresh: scales changed since round"):
+        resume([1.0])
+    assert resume([1.0, 0.5]).rounds.generation.number == 2
+
+
+def test_the_scales_that_are_kept_are_those_of_the_module():
+    words = ["experiment=isim_voc12", "data.root=somewhere", "paths.run_dir=unused", "cam.scales=[1.0, 0.7]"]
+    config = compose_config(words)
+    assert config.callbacks.pseudo_label_refresh.scales == config.model.cam_scales == [1.0, 0.7]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"scales": []}, r"cam\.scales=\[\] must be one positive factor or more"),
         ({"threshold": 1.0}, r"threshold=1\.0 must be 0 or more and below 1"),
         ({"patience": 0}, r"patience=0 must be 1 or more"),
         ({"processes": -1}, r"processes=-1 0 or more"),

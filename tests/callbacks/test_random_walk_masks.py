@@ -62,17 +62,18 @@ def by_hand(index: int, walk: bool, crf: bool) -> np.ndarray:
     mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
     image = (sample["image"].float() - mean) / std
     with torch.no_grad():
-        cam = normalised_cam(multi_scale_cam(ColourMaps().class_maps, image, SCALES), sample["label"].nonzero()[0])
+        classes = sample["label"].nonzero().flatten()
+        cam = normalised_cam(multi_scale_cam(ColourMaps().eval().class_maps, image, SCALES), classes)
         if walk:
             network = ColourAffinity()
             network.gain.data.fill_(2.0)
             affinity = network.affinities(image[None])[0]
             labels = walked_labels(cam, affinity, network.offsets, 8, 5, 16)
         else:
-            labels = (cam[0] > 0.3).long()
+            labels = torch.cat([torch.full_like(cam[:1], 0.3), cam]).argmax(0)
         if crf:
-            labels = refine_labels(sample["image"].permute(1, 2, 0), labels, 2, CRF)
-    return labels.numpy() * (1 + index % 3)
+            labels = refine_labels(sample["image"].permute(1, 2, 0), labels, 1 + len(classes), CRF)
+    return np.array([0, *(1 + classes).tolist()])[labels.numpy()]
 
 
 @pytest.mark.parametrize(("walk", "crf"), [(True, True), (True, False), (False, True), (False, False)])
@@ -80,6 +81,7 @@ def test_masks_of_a_round_are_those_of_the_steps_by_hand(walk, crf, tmp_path):
     step, generation, metrics = run_round(maker(tmp_path, walk, CRF if crf else None), datamodule(4), tmp_path / "r")
     for index in range(3):
         assert np.array_equal(generation["mask"][index], by_hand(index, walk, crf))
+    assert set(np.unique(generation["mask"][1])) == {0, 2, 3}
     assert (generation["mask"][3] == 255).all(), "nobody knows what an image without label shows"
     names = ["seed", *(["walk"] if walk else []), *([("walk" if walk else "seed") + "_crf"] if crf else [])]
     assert list(metrics) == [f"{name}_mean_iou" for name in names]
@@ -114,8 +116,17 @@ def test_true_masks_change_no_mask(tmp_path):
 def test_checkpoint_of_the_wrong_stage_is_one_sentence(tmp_path):
     step = maker(tmp_path)(tmp_path / "rounds")
     step.affinities.checkpoint = str(tmp_path / "cam.ckpt")
-    with pytest.raises(InputError, match=r"cam\.ckpt does not fit the network: 1 unexpected keys: colours"):
+    with pytest.raises(InputError, match=r"cam\.ckpt does not fit the network: 6 unexpected keys: colours"):
         step.affinities.load(torch.device("cpu"))
+
+
+def test_class_maps_that_cannot_be_made_are_named(tmp_path):
+    for scales, threshold, sentence in (
+        ([], 0.3, r"cam\.scales=\[\] must be one positive factor or more"),
+        ([1.0], 1.2, r"cam\.threshold=1\.2 must be 0 or more and below 1"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            RandomWalkMasks(ONCE, 1, str(tmp_path), None, None, scales, threshold, 8, 5, 16, CRF, 0)
 
 
 def test_settings_name_what_the_masks_depend_on(tmp_path):

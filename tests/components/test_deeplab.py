@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models.segmentation import deeplabv3
 
 from components.deeplab import ASPP, DeepLabV3Head, DeepLabV3PlusHead
+from runs.errors import InputError
 
 CHANNELS, STRIDES = [64, 256, 512, 1024, 2048], [2, 4, 8, 16, 16]
 RATES = [6, 12, 18]
@@ -63,5 +64,13 @@ def test_convolutions_start_by_he():
 
 
 def test_an_encoder_without_the_low_level_map_is_refused():
-    with pytest.raises(ValueError):
+    with pytest.raises(InputError, match=r"low_level_stride=4: the encoder's maps have the strides \[8\]"):
         DeepLabV3PlusHead([8], [8], 3, 8, 4, 4, [1], 0.0)
+
+
+def test_one_image_cannot_train_the_pooled_branch_but_can_be_segmented():
+    head = DeepLabV3Head([8], [8], 3, 4, [1], 0.0)
+    with pytest.raises(InputError, match=r"data\.batch_size leaves a process one image"):
+        head([torch.randn(1, 8, 5, 5)], (9, 9))
+    assert head([torch.randn(2, 8, 5, 5)], (9, 9)).shape == (2, 3, 9, 9)
+    assert head.eval()([torch.randn(1, 8, 5, 5)], (9, 9)).shape == (1, 3, 9, 9)

@@ -107,6 +107,15 @@ def test_probabilities_sum_to_one_and_follow_all_pairs():
     assert (found - brute_force(image, seeds, 3, SETTINGS)).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_mixed_precision_around_it_changes_nothing(n):
+    image, seeds, _ = scene(40, 48, n, 6)
+    plain = refine_labels(image, seeds, n, SETTINGS)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = refine_labels(image, seeds, n, SETTINGS)
+    assert torch.equal(mixed, plain) and not torch.equal(plain, seeds)
+
+
 def test_seeds_grow_over_flat_colour():
     image, seeds, truth = scene(56, 72, 3, 4)
     refined = refine_labels(image, seeds, 3, SETTINGS)

@@ -81,6 +81,15 @@ def test_walk_is_the_power_of_the_dense_matrix(log2_steps):
     np.testing.assert_allclose(found.view(3, -1).T.numpy(), expected, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("maps", [1, 2])
+def test_mixed_precision_around_a_walk_changes_nothing(maps):
+    affinity = torch.exp(-pair_distances(features(7, 9, 5), OFFSETS)[0])
+    scores = torch.rand(maps, 7, 9, generator=torch.Generator().manual_seed(6))
+    plain = random_walk(scores, affinity, OFFSETS, 8, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(random_walk(scores, affinity, OFFSETS, 8, 4), plain)
+
+
 def test_walk_keeps_what_is_the_same_everywhere():
     affinity = torch.rand(len(OFFSETS), 8, 8, generator=torch.Generator().manual_seed(4))
     constant = torch.full((1, 8, 8), 0.3)

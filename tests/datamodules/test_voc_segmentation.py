@@ -15,6 +15,7 @@ from datamodules.voc_segmentation import (
     LabelledFolderReader,
     VOCReader,
     VOCSegmentationDataModule,
+    open_photograph,
 )
 from runs.errors import InputError
 
@@ -105,6 +106,36 @@ def test_names_stay_strings_and_labels_are_all_objects_difficult_ones_included(v
 def test_an_image_without_objects_has_no_label_and_stays_in_the_list(voc):
     sample = set_up(voc).training_images()[2]
     assert sample["label"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_a_turned_photograph_is_trained_on_and_judged_upright(voc, orientation, turns):
+    """Its mask is drawn on what one sees."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in (TRAIN[1], VAL[0]):
+        path = voc / "JPEGImages" / f"{name}.jpg"
+        with Image.open(path) as picture:
+            stored = np.array(picture.convert("RGB"))
+        Image.fromarray(stored).save(path, exif=exif, quality=95)
+        with Image.open(path) as picture:
+            upright = np.rot90(np.array(picture), turns)
+        mask_path = voc / "SegmentationClass" / f"{name}.png"
+        palette_image(np.zeros(upright.shape[:2], np.uint8)).save(mask_path)
+        data = set_up(voc)
+        sample = data.training_images()[1] if name == TRAIN[1] else data._val[0]
+        assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), upright)
+        assert sample["score_mask"].shape == sample["image"].shape[1:]
+    assert data._train[1]["image"].shape == (3, 32, 32)
+
+
+def test_of_16_bits_the_upper_8_are_kept_and_more_are_refused(tmp_path):
+    deep = np.arange(0, 65536, 547).astype(np.uint16).reshape(10, -1)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert np.array_equal(np.array(open_photograph(tmp_path / "deep.png"))[..., 0], deep >> 8)
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(InputError, match=r"float\.tif has 32 bits a pixel"):
+        open_photograph(tmp_path / "float.tif")
 
 
 def test_a_grey_jpeg_becomes_three_equal_channels(voc):
@@ -255,6 +286,7 @@ def test_damage_is_answered_with_where_it_is(voc, damage, sentence):
     ("changes", "sentence"),
     [
         ({"num_classes": 20}, r"data\.num_classes=20 but data\.class_names lists 3 names"),
+        ({"num_classes": 255, "class_names": [str(c) for c in range(255)]}, r"num_classes=255: .*the values 1 to 254"),
         ({"resize_long": [64, 24]}, r"data\.resize_long=\[64, 24\] must be \[least, most\]"),
         ({"crop": 0}, r"data\.crop=0 must be 1 pixel or more"),
         ({"flip": 2.0}, r"data\.flip=2\.0 must be a probability"),
@@ -286,11 +318,23 @@ def test_an_rgb_mask_is_decoded_by_its_colours_with_a_warning(voc):
     assert np.array_equal(sample["score_mask"].numpy(), expected)
 
 
-def test_an_image_that_breaks_off_is_named_when_it_is_read(voc):
+def test_an_image_that_breaks_off_is_named_before_training(voc):
     path = voc / "JPEGImages" / f"{TRAIN[1]}.jpg"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
-    with pytest.raises(InputError, match=rf"{TRAIN[1]}\.jpg cannot be read"):
-        set_up(voc)._train[1]
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"made by a camera" * 100)  # what stands behind the picture does no harm
+    set_up(voc)
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    with pytest.raises(InputError, match=f"1 of .* images of train cannot be read: {TRAIN[1]}"):
+        set_up(voc)
+
+
+def test_a_mask_with_a_foreign_colour_is_named_before_training(voc):
+    path = voc / "SegmentationClass" / f"{TRAIN[1]}.png"
+    with Image.open(path) as mask:
+        size = mask.size
+    Image.new("RGB", size, (200, 200, 200)).save(path)
+    with pytest.raises(InputError, match=rf"{TRAIN[1]}\.png holds colours that VOC's map does not have"):
+        set_up(voc)
 
 
 def test_without_any_true_mask_training_reads_the_same(voc):
@@ -343,6 +387,30 @@ def test_a_wrong_table_is_one_sentence(tmp_path, table, sentence):
         (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(InputError, match=sentence):
         datamodule(tmp_path, reader=LabelledFolderReader("masks")).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"image,labels,list\na.png,cat,train\nb.jpg,dog\n", r"line 3 of .*labels\.csv has not the 3 cells"),
+        (b"image,labels,list\na.png,cat,tarin\n", r"line 2 of .*labels\.csv: there is no list 'tarin'"),
+        (b"image,labels,list\na.png,cat,dog,train\n", r"line 2 of .*labels\.csv .*';' between them, not ','"),
+        ("image,labels,list\nä.png,cat,train\n".encode("latin-1"), r"labels\.csv is not written in UTF-8"),
+    ],
+)
+def test_a_broken_table_is_one_sentence(tmp_path, content, sentence):
+    write_folder(tmp_path)
+    (tmp_path / "labels.csv").write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        datamodule(tmp_path, reader=LabelledFolderReader("masks")).setup("fit")
+
+
+def test_a_table_that_a_spreadsheet_saved_is_read_like_any_other(tmp_path):
+    write_folder(tmp_path)
+    path = tmp_path / "labels.csv"
+    plain = LabelledFolderReader("masks").read(tmp_path, "train")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert LabelledFolderReader("masks").read(tmp_path, "train") == plain
 
 
 def test_predicting_needs_no_training_data_and_finds_pictures_in_folders(tmp_path):
@@ -410,6 +478,21 @@ def test_every_process_must_have_an_image_to_judge(voc):
         data.val_dataloader()
     data.trainer = SimpleNamespace(world_size=2, global_rank=1)
     assert [batch["name"] for batch in data.val_dataloader()] == [[VAL[1]]]
+
+
+def test_fewer_scored_training_images_than_processes_are_told_before_training(voc):
+    from types import SimpleNamespace
+
+    for name in TRAIN[1:]:
+        (voc / "SegmentationClass" / f"{name}.png").unlink()
+    for processes in (1, 2):
+        data = datamodule(voc.parent.parent)
+        data.trainer = SimpleNamespace(world_size=processes, global_rank=0)
+        if processes == 1:
+            data.setup("fit")
+            continue
+        with pytest.raises(InputError, match="1 images cannot be judged by 2 processes"):
+            data.setup("fit")
 
 
 def test_a_batch_larger_than_the_list_is_one_sentence(voc):

@@ -200,6 +200,20 @@ def test_rates_are_of_two_parts_and_fall_polynomially_to_nothing():
     assert learnt == {id(p) for p in learner.network.parameters()}
 
 
+def test_resumed_run_with_more_epochs_goes_on_learning(tmp_path):
+    loader, rates = DataLoader(scenes(8), batch_size=4), []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = pl.Trainer(**QUIET, max_epochs=2)
+    trainer.fit(module(), loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    pl.Trainer(**QUIET, max_epochs=4, callbacks=[Watch()]).fit(module(), loader, ckpt_path=tmp_path / "last.ckpt")
+    assert rates == pytest.approx([0.1 * (1 - step / 8) ** 0.9 for step in (5, 6, 7, 8)])
+
+
 def test_loss_weighs_the_three_kinds_as_in_the_equation():
     learner = module()
     learner.log = lambda *_, **__: None

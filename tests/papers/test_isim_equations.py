@@ -101,6 +101,17 @@ def test_an_empty_image_adds_a_constant_and_no_gradient_but_stays_in_the_mean():
     assert torch.allclose(logits.grad[:1], alone.grad / 2, atol=1e-7)  # dropped from the mean it would be alone.grad
 
 
+def test_infinite_logits_of_an_empty_image_cost_the_constant():
+    """Half precision overflows; 0 times infinity would be no number."""
+    logits = torch.randn(2, CLASSES + 1, 5, 6)
+    expected, _, _ = segmentation_loss(logits, masks()[:2], True)
+    logits[1, 0] = torch.inf
+    logits.requires_grad_()
+    loss, _, _ = segmentation_loss(logits, masks()[:2], True)
+    loss.backward()
+    assert torch.equal(loss, expected) and logits.grad.isfinite().all()
+
+
 def test_a_batch_without_any_mask_has_the_constant_loss_of_the_warm_up():
     logits = torch.randn(2, CLASSES + 1, 4, 4)
     loss, nonempty, count = segmentation_loss(logits, torch.zeros(2, 4, 4, dtype=torch.int64), True)

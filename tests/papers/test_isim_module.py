@@ -138,6 +138,22 @@ def test_the_mean_without_empty_images_weighs_images_alike_and_is_not_logged_wit
     assert "train/loss_seg_nonempty" not in logged
 
 
+def test_the_mean_without_empty_images_weighs_steps_by_their_images_with_foreground():
+    m, logged = attached(module())
+    m.eval()
+    many, few = training_batch(seed=1), training_batch(seed=2)
+    many["pseudo_mask"][1:, 3:20, 3:20] = 1
+    found = []
+    for batch in (many, few):
+        m.training_step(batch, 0)
+        found.append(segmentation_loss(m(batch["image"])[1], batch["pseudo_mask"], True)[1:])
+    m.on_train_epoch_end()
+    (one, images), (other, image) = found
+    assert (int(images), int(image)) == (4, 1)
+    assert float(one) != pytest.approx(float(other), rel=1e-2)
+    assert float(logged["train/loss_seg_nonempty"]) == pytest.approx(float(4 * one + other) / 5, rel=1e-5)
+
+
 def test_before_the_first_masks_only_the_classifier_learns():
     m, _ = attached(module())
     m.training_step(training_batch(foreground=False), 0).backward()
@@ -205,6 +221,14 @@ def test_without_an_end_the_decay_spans_the_run():
     rates = Rates()
     fit(module(poly_epochs=None), epochs=4, batches=3, callbacks=(rates,))
     assert [row[0] for row in rates.seen] == pytest.approx([0.1 * (1 - t / 12) ** 0.9 for t in range(12)])
+
+
+def test_the_decay_is_five_epochs_long_in_a_shorter_run_too():
+    """And the last step of an epoch counts, though fewer batches are accumulated for it: 3 batches are 2 steps."""
+    m = module(poly_epochs=5)
+    fit(m, epochs=3, batches=3, accumulate_grad_batches=2)
+    assert m.trainer.global_step == 6
+    assert m.optimizers().param_groups[0]["lr"] == pytest.approx(0.1 * (1 - 6 / 10) ** 0.9)
 
 
 def test_accumulated_batches_count_as_one_step_of_the_decay():
@@ -324,6 +348,7 @@ def test_ranking_precision_is_the_mean_over_images(tested):
         ("cam_mean_iou", (3, 4), 0.3, False),
         ("cam_crf_mean_iou", (3, 4), 0.3, True),
         ("val_cam_mean_iou", (0, 1, 2), 0.3, False),
+        ("val_cam_crf_mean_iou", (0, 1, 2), 0.3, True),
     ],
 )
 def test_class_maps_of_the_true_labels_are_judged_as_labels(tested, metric, numbers, threshold, crf):
@@ -358,6 +383,36 @@ def test_the_best_threshold_is_an_extra_beside_the_headline(tested):
     assert results["test/cam_mean_iou"] == pytest.approx(swept[0.3], rel=1e-4)
 
 
+@pytest.mark.parametrize("best", [0.1, 0.3, 0.6])
+def test_the_best_threshold_is_that_of_the_highest_score(best):
+    m, _ = attached(module())
+    logged = {}
+    m.log_dict = logged.update
+    m.log = lambda name, value: logged.update({name: value})
+    truth = torch.tensor([[0, 1, 2, 3]])
+    m.test_ranking.update(torch.eye(3), torch.eye(3).int())
+    m.ranking_floor.update(torch.eye(3))
+    for threshold in (0.1, 0.3, 0.6):
+        wrong = torch.tensor([[0, 1, 2, 2 if threshold == 0.3 else 0]])
+        m.test_scores[f"cam_{round(100 * threshold)}"].update(truth if threshold == best else wrong, truth)
+    m.on_test_epoch_end()
+    assert logged["test/best_threshold"] == best and logged["test/cam_mean_iou_best_threshold"] == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"cam_scales": []}, r"cam\.scales=\[\] must be one positive factor or more"),
+        ({"cam_scales": [1.0, 0.0]}, r"cam\.scales=\[1\.0, 0\.0\] must be one positive"),
+        ({"cam_threshold": 1.5}, r"cam\.threshold=1\.5 must be 0 or more and below 1"),
+        ({"cam_threshold": -0.1}, r"cam\.threshold=-0\.1 must be 0 or more and below 1"),
+    ],
+)
+def test_class_maps_that_cannot_be_made_are_one_sentence(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        module(**changes)
+
+
 def test_every_score_has_its_floor(tested):
     _, results = tested
     scores = {name.removeprefix("test/") for name in results if name.startswith("test/")}
@@ -381,6 +436,12 @@ def test_image_labels_change_class_maps_but_never_the_decoders_output():
     )
     assert ours["test/mean_iou"] == theirs["test/mean_iou"]
     assert ours["test/val_cam_mean_iou"] != theirs["test/val_cam_mean_iou"]
+
+
+def test_a_test_in_mixed_precision_gives_the_same_names(tested):
+    """The CRF inside it has no bfloat16 form."""
+    (*results,) = pl.Trainer(**QUIET, precision="bf16-mixed").test(module(), datamodule=Data(), verbose=False)
+    assert {name for part in results for name in part} == set(tested[1])
 
 
 def test_the_baselines_untrained_decoder_is_not_judged():

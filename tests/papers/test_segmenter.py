@@ -128,6 +128,20 @@ def test_rates_are_of_two_parts_and_fall_polynomially_to_nothing():
         assert (encoder, head) == pytest.approx((0.02 * factor, 0.1 * factor))
 
 
+def test_resumed_run_with_more_epochs_goes_on_learning(tmp_path):
+    loader, rates = DataLoader(scenes(8), batch_size=4), []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = pl.Trainer(**QUIET, max_epochs=2)
+    trainer.fit(module(), loader)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    pl.Trainer(**QUIET, max_epochs=4, callbacks=[Watch()]).fit(module(), loader, ckpt_path=tmp_path / "last.ckpt")
+    assert rates == pytest.approx([0.02 * (1 - step / 8) ** 0.9 for step in (5, 6, 7, 8)])
+
+
 def test_prediction_is_a_palette_picture_an_overlay_and_the_classes_by_name():
     learner = module().eval()
 
