@@ -37,7 +37,8 @@ def nearest_neighbours(points: NDArray[np.float64], k: int) -> tuple[NDArray[np.
     A library proposes some candidates more than k, by k-d tree or by blocks of all distances, whichever is
     faster here on a sample of rows. Their distances are then computed again without the rounding of
     |x|² - 2xy + |y|², and sorted by (distance, index); rows whose k-th place could be tied with a
-    point that was not proposed are searched in full. So the answer depends on nothing but the points.
+    point that was not proposed are searched in full, equal points once. So the answer depends on
+    nothing but the points.
 
     Args:
         points: (n, d), finite. Duplicates are neighbours at distance 0.
@@ -57,20 +58,26 @@ def nearest_neighbours(points: NDArray[np.float64], k: int) -> tuple[NDArray[np.
     count = min(n, k + 1 + max(2, k // 5))
     candidates = _candidates(centred, count)
     indices, squared = np.empty((n, k), np.int64), np.empty((n, k))
-    # Twice the rounding error of the library's distances, which decides whether a point can be missing.
-    slack = 16 * (d + 2) * np.finfo(float).eps * float(np.einsum("nd,nd->n", centred, centred).max())
-    doubtful = []
+    norm, slack, doubtful = np.linalg.norm(centred, axis=1), np.empty(n), np.zeros(n, dtype=bool)
     rows_at_once = max(1, _BLOCK_BYTES // (8 * d * count))
     for first in range(0, n, rows_at_once):
-        rows = np.arange(first, min(first + rows_at_once, n))
-        exact, farthest = _sorted_candidates(points, rows, candidates[rows])
+        rows = slice(first, first + rows_at_once)
+        exact, farthest = _sorted_candidates(points, np.arange(n)[rows], candidates[rows])
         indices[rows], squared[rows] = exact[0][:, :k], exact[1][:, :k]
-        if count < n:
-            doubtful.append(rows[squared[rows, -1] + slack >= farthest])
-    for row in np.concatenate(doubtful) if doubtful else ():
-        near = np.flatnonzero(_squared(points, row) <= squared[row, -1] + slack)
-        exact, _ = _sorted_candidates(points, np.array([row]), near[None])
-        indices[row], squared[row] = exact[0][0, :k], exact[1][0, :k]
+        # Twice the rounding error of the library's distances to points no farther than these, which decides
+        # whether such a point can be missing. Its norm is at most that of the row and their distance.
+        slack[rows] = 16 * (d + 2) * np.finfo(float).eps * (norm[rows] + np.sqrt(farthest)) ** 2
+        doubtful[rows] = (count < n) & (squared[rows, -1] + slack[rows] >= farthest)
+    if doubtful.any():
+        rows = np.flatnonzero(doubtful)
+        # Of equal points one is searched.
+        _, single, place = np.unique(points[rows], axis=0, return_index=True, return_inverse=True)
+        single, place = rows[single], place.ravel()
+        found = _all_candidates(points, centred, single, squared[single, -1] + slack[single], k + 1)[place]
+        rows_at_once = max(1, _BLOCK_BYTES // (8 * d * (k + 1)))
+        for first in range(0, len(rows), rows_at_once):
+            some = slice(first, first + rows_at_once)
+            (indices[rows[some]], squared[rows[some]]), _ = _sorted_candidates(points, rows[some], found[some])
     return indices, np.sqrt(squared)
 
 
@@ -106,14 +113,38 @@ def _sorted_candidates(
     return (np.take_along_axis(candidates, kept, 1), np.take_along_axis(squared, kept, 1)), farthest
 
 
-def _squared(points: NDArray[np.float64], row: int) -> NDArray[np.float64]:
-    """Squared distances of one point to all, in blocks."""
-    rows_at_once = max(1, _BLOCK_BYTES // (8 * points.shape[1]))
-    parts = [
-        np.square(points[first : first + rows_at_once] - points[row]).sum(axis=1)
-        for first in range(0, len(points), rows_at_once)
-    ]
-    return np.concatenate(parts)
+def _all_candidates(
+    points: NDArray[np.float64],
+    centred: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    limit: NDArray[np.float64],
+    count: int,
+) -> NDArray[np.int64]:
+    """The first ``count`` of all points by (exact squared distance, index) for some rows, each itself among them.
+
+    Args:
+        points: (n, d).
+        centred: the same around their mean, for the matrix product.
+        rows: which points to search for, (m,).
+        limit: squared distances, rounding allowed for, beyond which none of the ``count`` can lie, (m,).
+        count: at least so many lie within ``limit``.
+
+    Returns:
+        Indices (m, count).
+    """
+    norm = np.einsum("nd,nd->n", centred, centred)
+    left, right = np.column_stack([-2 * centred, np.ones(len(norm))]), np.column_stack([centred, norm])
+    found = np.empty((len(rows), count), np.int64)
+    rows_at_once = max(1, _BLOCK_BYTES // points.nbytes)
+    for first in range(0, len(rows), rows_at_once):
+        some = rows[first : first + rows_at_once]
+        reach = limit[first : first + rows_at_once] - norm[some]
+        row, near = np.nonzero(left[some] @ right.T <= reach[:, None])  # |y|² - 2xy
+        exact = np.square(points[near] - points[some[row]]).sum(axis=1)
+        order = np.lexsort((near, exact, row))
+        start = np.searchsorted(row, np.arange(len(some)))
+        found[first : first + len(some)] = near[order[start[:, None] + np.arange(count)]]
+    return found
 
 
 def symmetrize(directed: sparse.csr_array, how: Symmetrize) -> sparse.csr_array:

@@ -24,6 +24,8 @@ field            shape                  dtype    meaning
 ``truth``        (B, h, w)              float32  true disparity in pixels, NaN where unknown
 ``range``        (B, 2)                 int64    least and most disparity, pixels
 ``sign``         (B,)                   int64    x_right = x_left + sign * disparity; 0 where to be found
+``spare``        (B,)                   bool     there only in a sample that counts for nothing: more
+                                                 processes than samples
 ``index``        (B,)                   int64    stable sample id: every per-sample store's key
 ``name``         list of B strings               file name, relative to the folder it was found in
 ===============  =====================  =======  =================================================

@@ -13,6 +13,9 @@ from PIL import Image
 
 from runs.errors import InputError, first_few
 
+PENDIGITS = "UCI Machine Learning Repository, Pen-Based Recognition of Handwritten Digits"
+COIL20 = "Columbia University COIL-20, processed"
+
 
 @dataclass(frozen=True)
 class Points:
@@ -39,8 +42,8 @@ class PenDigitsReader:
 
     def read(self, root: str | None) -> Points:
         """Reads `<root>/pendigits.tra`."""
-        path = _folder(root, "PenDigits") / "pendigits.tra"
-        _require(path, "the training part of UCI's 'Pen-Based Recognition of Handwritten Digits'")
+        path = _folder(root, f"pendigits.tra, from {PENDIGITS}") / "pendigits.tra"
+        _require(path, f"the training part, from {PENDIGITS}")
         rows = []
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             if not line.strip():
@@ -107,7 +110,7 @@ class COIL20Reader:
 
     def read(self, root: str | None) -> Points:
         """Reads `<root>/COIL20.mat`, or `<root>/coil-20-proc` (or root, if it is that folder)."""
-        folder = _folder(root, "COIL-20")
+        folder = _folder(root, f"COIL20.mat, or coil-20-proc of {COIL20}")
         names = [f"obj{number}" for number in range(1, 21)]
         if (path := folder / "COIL20.mat").is_file():
             return Points(*_fea_gnd(path, columns=1024), names, str(path))
@@ -117,7 +120,7 @@ class COIL20Reader:
         if not found:
             raise InputError(
                 f"no COIL-20 in {folder}: it must hold COIL20.mat (fea 1440 x 1024, gnd 1..20) or the folder "
-                "coil-20-proc with obj<k>__<a>.png, the processed set of Columbia University"
+                f"coil-20-proc with obj<k>__<a>.png, from {COIL20}"
             )
         wrong = [path.name for number, _, path in found if not 1 <= number <= 20]
         if wrong:

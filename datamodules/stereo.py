@@ -121,9 +121,10 @@ class PairReader:
                 f"nothing says how large the disparities of {files.left} are: add data.max_disp=<pixels> to the command"
             )
         low, high = (int(np.floor(end / self.scale + 0.5)) for end in (low, high))
-        if low > high:
+        if low >= high:
             raise InputError(
-                f"{files.left}: the least disparity {low} is above the most, {high}: set data.min_disp lower"
+                f"{files.left}: the least disparity {low} is not below the most, {high}: set data.min_disp lower, or "
+                "data.max_disp higher"
             )
         furthest = max(abs(low), abs(high))
         if furthest >= width:
@@ -267,6 +268,22 @@ class WholePairs(Dataset):
         return self.reader.read(self.files[index]).sample(index, self.sign)
 
 
+class Spare(Dataset):
+    """One pair, marked as ``spare``: for a process that has none of its own.
+
+    Lightning passes over a process whose loader is empty, and the others then wait for it at the end of the epoch.
+    """
+
+    def __init__(self, pairs: WholePairs) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.pairs[0], "spare": torch.tensor(True)}
+
+
 class LoadedPairs(Sequence[dict[str, Any]]):
     """Pairs in memory as samples, in the order of their index."""
 
@@ -289,7 +306,8 @@ class StereoDataModule(pl.LightningDataModule):
     - test and prediction, one pair each: ``left``, ``right`` (1, H, W) float32 of zero mean and unit
       variance; ``guide_left``, ``guide_right`` (1, H, W) raw grey values; ``valid`` (1, H, W) bool;
       ``range`` (1, 2) least and most disparity; ``sign`` (1,), 0 for auto; ``index``; ``name``; and
-      ``truth`` (1, H, W), NaN where unknown, for pairs that have one.
+      ``truth`` (1, H, W), NaN where unknown, for pairs that have one. Where there are more processes than
+      pairs, the others get a pair with the field ``spare`` (1,), which counts for nothing.
 
     Images are grey values of the file's own scale and so no uint8: satellites have more than 8 bits.
 
@@ -342,6 +360,8 @@ class StereoDataModule(pl.LightningDataModule):
             raise InputError(f"data.scale={scale} must be a whole number from 1 (the files' own size)")
         if patch < 3 or patch % 2 == 0:
             raise InputError(f"data.patch={patch} must be odd and 3 pixels or more")
+        if batches_per_epoch < 1:
+            raise InputError(f"data.batches_per_epoch={batches_per_epoch} (pace.steps) must be 1 step or more")
         if max_offset < 1:
             raise InputError(f"data.max_offset={max_offset} must be 1 pixel or more")
         if patches_per_image < 1 or batch_size < 1 or batch_size % patches_per_image:
@@ -427,7 +447,10 @@ class StereoDataModule(pl.LightningDataModule):
 
     def _whole(self, files: Sequence[PairFiles], reader: PairReader) -> DataLoader:
         sampler = StridedSampler(len(files), self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(WholePairs(files, reader, self.sign), batch_size=1, sampler=sampler)
+        pairs = WholePairs(files, reader, self.sign)
+        if not len(sampler):
+            return DataLoader(Spare(pairs), batch_size=1)
+        return DataLoader(pairs, batch_size=1, sampler=sampler)
 
     def _find_pairs(self) -> list[PairFiles]:
         if self.root is None or not self.root.is_dir():

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from runs.errors import InputError, first_few
 
 GREY = (0.299, 0.587, 0.114)  # of red, green, blue; ITU-R BT.601
+PNG_DEPTH = 24  # byte of the header that gives the bits of a channel
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 
 
@@ -299,15 +300,38 @@ def _pixels(path: Path) -> np.ndarray:
     """The file's values as they are, 16 bits and floats included."""
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
-            return tifffile.imread(path)
+            return _tiff_pixels(path)
         with Image.open(path) as image:
             if image.mode in ("P", "1"):
                 image = image.convert("RGB")
+            if image.format == "PNG" and image.mode in ("RGB", "RGBA") and path.read_bytes()[PNG_DEPTH] == 16:
+                # Pillow would leave 8 of the 16 bits. Imported here: torchvision means to give its decoders away.
+                from torchvision.io import ImageReadMode, decode_png, read_file
+
+                return decode_png(read_file(str(path)), ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
             return np.asarray(image)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (UnidentifiedImageError, OSError, ValueError, tifffile.TiffFileError) as error:
+    except (UnidentifiedImageError, OSError, ValueError, RuntimeError, tifffile.TiffFileError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}") from None
+
+
+def _tiff_pixels(path: Path) -> np.ndarray:
+    """Bands last. Pillow reads what tifffile has no codec for, LZW for one, unless it would drop bits."""
+    with tifffile.TiffFile(path) as file:
+        first = file.series[0]
+        try:
+            pixels = file.asarray()
+        except ValueError as error:
+            try:
+                with Image.open(path) as image:
+                    pixels = np.asarray(image)
+            except (UnidentifiedImageError, OSError):
+                pixels = None
+            if pixels is None or pixels.dtype.itemsize < first.dtype.itemsize:
+                raise ValueError(f"{error}: install it, or save the file without compression") from None
+            return pixels
+    return np.moveaxis(pixels, 0, -1) if first.axes == "SYX" else pixels
 
 
 def _mask(path: Path | None, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from runs.composition import to_plain
 from runs.errors import InputError
+from runs.processes import processes_to_start
 from runs.run_log import log_to, say
 
 
@@ -25,6 +26,8 @@ def evaluate_checkpoint(config: DictConfig) -> None:
     from runs.loggers import close_loggers
 
     resolved = to_plain(config)
+    if processes_to_start(resolved["trainer"]):
+        raise InputError("eval.py judges in one process: leave trainer= out, or take trainer=cpu or trainer=gpu")
     check_config(resolved)
     folder = Path(resolved["stage_dir"])
     log_to(folder)

@@ -63,7 +63,8 @@ class StereoMatcher(nn.Module):
         tolerance: of the left-right check, pixels (Eq. 3).
         tile: side of the tiles that large images are matched in, pixels, or None. Tiles overlap by all
             that a pixel's result depends on, so they change nothing.
-        megabytes: that one layer's maps, or the filter's chunk of the volume, may take.
+        megabytes: that one layer's maps, or the filter's chunk of the volume, may take; one disparity at
+            least is computed at a time, however much that takes.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from components.metrics.stereo import DisparityErrors
 from lightning_modules.sada_net.losses import hinge
 from lightning_modules.sada_net.matcher import Estimate, Pair, StereoMatcher
+from runs.errors import InputError
 
 SHOWN_PAIRS = 3  # in the figure of an evaluation
 UNKNOWN_SIGN = 0  # before the first round of a run with data.disparity_sign=auto
@@ -32,7 +33,8 @@ class SadaNetModule(pl.LightningModule):
 
     Batches: training takes patches ``{"left", "match", "other": (B, 1, p, p), "index"}``, normalised;
     evaluation takes one pair at a time: the fields of `StereoMatcher` with a leading 1, ``sign``,
-    ``index``, ``name`` and, where it is known, ``truth`` (1, H, W), NaN where a pixel has none.
+    ``index``, ``name`` and, where it is known, ``truth`` (1, H, W), NaN where a pixel has none. A pair with
+    the field ``spare`` counts for nothing.
     Errors and shares are percent; thresholds are pixels of the maps as they are matched.
 
     Args:
@@ -54,6 +56,7 @@ class SadaNetModule(pl.LightningModule):
         super().__init__()
         self.matcher, self.make_optimizer = matcher, optimizer
         self.margin, self.fill = margin, fill
+        self.unused = torch.nn.Parameter(torch.zeros(()))  # DistributedDataParallel refuses a module without any
         # Of the branch as it was initialised; ZNCC is its own beginning.
         self.untrained = matcher.frozen_copy("zncc" if matcher.similarity == "zncc" else "cosine")
         self.best = matcher.frozen_copy(matcher.similarity)
@@ -64,10 +67,10 @@ class SadaNetModule(pl.LightningModule):
 
     # ---- training (Fig. 5) -----------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Eq. 1 on a batch of patch triples; both networks learn from the first step."""
         if not self.trained_weights():
-            return None  # ZNCC: nothing to learn
+            return 0 * self.unused  # ZNCC has nothing to learn, but several processes may leave out no step
         patches = torch.cat([batch["left"], batch["match"], batch["other"]])
         F_left, F_match, F_other = self.matcher.branch(patches).chunk(3)
         s_plus = self.matcher.score(F_left, F_match).float()
@@ -115,9 +118,28 @@ class SadaNetModule(pl.LightningModule):
         return int(self.run_matcher(self.untrained, pair, sign, smooth=False).consistent.sum())
 
     def run_matcher(self, matcher: StereoMatcher, pair: Pair, sign: int, smooth: bool) -> Estimate:
-        """Moves a pair to this device and matches it in full precision."""
+        """Moves a pair to this device and matches it in the weights' full precision.
+
+        Raises:
+            InputError: weights of fewer than 32 bits, or a device without float64.
+        """
+        if self.dtype.itemsize < 4:
+            raise InputError(
+                f"matching needs weights of 32 bits, they are {self.dtype} by trainer.precision: take 32-true, or "
+                "bf16-mixed, which trains in 16 bits and matches in 32"
+            )
+        if self.device.type == "mps":
+            raise InputError("the guided filter needs float64, which Apple's GPUs do not have: add trainer=cpu")
         on_device = {key: value.to(self.device) for key, value in pair.items() if isinstance(value, Tensor)}
-        with torch.autocast(self.device.type, enabled=False):  # winners need every digit of the similarities
+        for image in ("left", "right"):
+            on_device[image] = on_device[image].to(self.dtype)
+        # Winners need every digit of the similarities: no autocast, and no TF32, cuDNN's default. Matrix products
+        # have none by torch's default.
+        cudnn = torch.backends.cudnn
+        every_digit = cudnn.flags(
+            enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+        )
+        with torch.autocast(self.device.type, enabled=False), every_digit:
             return matcher(on_device, sign, smooth)
 
     def keep_best(self) -> None:
@@ -143,6 +165,8 @@ class SadaNetModule(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Counts the errors of the best weights, and of the untrained ones beside them."""
+        if "spare" in batch:  # more processes than pairs
+            return
         pair = {key: value[0] for key, value in batch.items()}
         sign = self.sign_of(pair)
         for errors, which in ((self.test_errors, "best"), (self.floor_errors, "untrained")):
@@ -161,9 +185,15 @@ class SadaNetModule(pl.LightningModule):
             errors.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """One row: name, disparity map in pixels (NaN where removed), its picture, and the share that is left."""
+        """One row: name, disparity map in pixels (NaN where removed), its picture, and the share that is left, percent.
+
+        Under ``data.disparity_sign=auto`` each pair has the sign of its own: it may be of another geometry
+        than the pairs that were trained on.
+        """
+        if "spare" in batch:
+            return []
         pair = {key: value[0] for key, value in batch.items()}
-        sign = self.sign_of(pair)
+        sign = int(pair["sign"]) or max((-1, 1), key=lambda sign: self.count_consistent(pair, sign))
         estimate = self.match(pair, "best", sign)
         disparity = self.best.fill(pair, estimate, sign) if self.fill else estimate.sparse
         self.show(pair, estimate)
@@ -171,7 +201,7 @@ class SadaNetModule(pl.LightningModule):
         map_ = disparity.cpu().numpy()
         picture = Image.fromarray(coloured(map_, *(int(end) for end in pair["range"])))
         row = {"name": pair["name"], "disparity": map_, "picture": picture}
-        return [{**row, "consistent": consistent, "sign": sign}]
+        return [{**row, "consistent_percent": round(consistent, 2), "sign": sign}]
 
     # ---- figures ---------------------------------------------------------------------------
 

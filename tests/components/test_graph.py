@@ -79,6 +79,51 @@ def test_all_others_can_be_neighbours_and_more_cannot():
             nearest_neighbours(points, k)
 
 
+def awkward_points(kind: str, n: int = 500, d: int = 8) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(n, d))
+    if kind == "outlier":
+        points[5] = 1e6
+    elif kind == "half of them once more":
+        points[n // 2 :] = points[: n // 2]
+    elif kind == "half of them one point":
+        points[: n // 2] = points[0]
+    elif kind == "binary":
+        points = (generator.random((n, d)) < 0.5).astype(float)
+    elif kind == "mostly zero":
+        points = (generator.random((n, d)) < 0.1).astype(float)
+    elif kind == "far away":
+        points = (generator.random((n, d)) < 0.5) + 1e7
+    return points
+
+
+AWKWARD = ["outlier", "half of them once more", "half of them one point", "binary", "mostly zero", "far away"]
+
+
+@pytest.mark.parametrize("block", [2**25, 4096])  # all rows at once, or few
+@pytest.mark.parametrize("kind", AWKWARD)
+def test_neighbours_are_those_of_the_definition_where_many_rows_are_searched_in_full(monkeypatch, kind, block):
+    monkeypatch.setattr(graphs, "_BLOCK_BYTES", block)
+    points = awkward_points(kind)
+    for k in (1, 6):
+        indices, distances = nearest_neighbours(points, k)
+        expected = neighbours_by_sorting(points, k)
+        assert np.array_equal(indices, expected[0]) and np.array_equal(distances, expected[1])
+
+
+def test_an_outlier_does_not_make_other_rows_be_searched_and_equal_points_are_searched_once(monkeypatch):
+    searched, whole = [], graphs._all_candidates
+
+    def counting(points, centred, rows, limit, count):
+        searched.append(len(rows))
+        return whole(points, centred, rows, limit, count)
+
+    monkeypatch.setattr(graphs, "_all_candidates", counting)
+    nearest_neighbours(awkward_points("outlier"), 6)
+    nearest_neighbours(awkward_points("half of them one point"), 6)
+    assert sum(searched) < 20  # of 500 and of 250: the outlier, the one point, and points near it
+
+
 def test_no_step_makes_an_n_by_n_array():
     n = 6000  # 288 MB, were it n x n
     points = np.random.default_rng(0).normal(size=(n, 3))

@@ -47,6 +47,8 @@ def ready(reader, root, **settings):
 
 # --- PenDigits
 
+UCI = "UCI Machine Learning Repository, Pen-Based Recognition of Handwritten Digits"
+
 
 def test_pendigits_is_the_training_part_alone(tmp_path):
     table = pendigits_rows()
@@ -65,9 +67,9 @@ def test_the_official_pendigits_have_7494_points(sample_data):
 
 
 def test_what_is_missing_is_named_with_its_place(tmp_path):
-    with pytest.raises(InputError, match=r"pendigits\.tra is missing: put the training part of UCI's"):
+    with pytest.raises(InputError, match=rf"pendigits\.tra is missing: put the training part, from {UCI} there"):
         ready(PenDigitsReader(), tmp_path)
-    with pytest.raises(InputError, match="nowhere is no folder: give the one that holds PenDigits"):
+    with pytest.raises(InputError, match=f"nowhere is no folder: give the one that holds pendigits.tra, from {UCI}"):
         ready(PenDigitsReader(), "nowhere")
     with pytest.raises(InputError, match="None is no folder"):
         ready(PenDigitsReader(), None)
@@ -259,7 +261,7 @@ def test_the_area_average_is_the_mean_of_its_pixels(tmp_path):
 
 
 def test_bad_pictures_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"no COIL-20 in .*COIL20\.mat .*coil-20-proc"):
+    with pytest.raises(InputError, match=r"no COIL-20 in .*COIL20\.mat .*coil-20-proc .*Columbia University COIL-20"):
         ready(COIL20Reader(), tmp_path)
     Image.new("L", (100, 128)).save(tmp_path / "obj1__0.png")
     with pytest.raises(InputError, match=r"obj1__0\.png has 100 x 128 pixels"):

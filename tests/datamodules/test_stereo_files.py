@@ -1,9 +1,12 @@
 """Stereo files: formats to the last bit, four official layouts, and what is wrong with them in words."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from datamodules.stereo_files import (
     DFC2019,
@@ -76,6 +79,66 @@ def test_kitti_disparities_are_16_bits_over_256_and_0_is_unknown(tmp_path):
     with pytest.raises(InputError, match=r"e\.png has 8 bits a pixel: KITTI's disparities are 16-bit"):
         save(tmp_path / "e.png", (values // 256).astype(np.uint8))
         read_disparity_png(tmp_path / "e.png")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_compressed_tiff_is_read_without_a_codec_of_tifffiles(tmp_path, dtype):
+    values = (np.random.default_rng(0).random((40, 50)) * 200).astype(dtype)
+    Image.fromarray(values).save(tmp_path / "a.tif", compression="tiff_lzw")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.pages[0].compression == tifffile.COMPRESSION.LZW
+    assert np.array_equal(read_grey(tmp_path / "a.tif"), values.astype(np.float32))
+    colour = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    Image.fromarray(colour).save(tmp_path / "c.tif", compression="tiff_lzw")
+    np.testing.assert_allclose(read_grey(tmp_path / "c.tif"), colour @ [0.299, 0.587, 0.114], rtol=1e-5)
+
+
+@pytest.mark.parametrize("found", [None, np.zeros((4, 5, 3), np.uint8)])  # Pillow fails, or drops bits
+def test_a_tiff_that_nothing_reads_in_full_is_refused(tmp_path, monkeypatch, found):
+    save(tmp_path / "a.tif", np.zeros((4, 5, 3), np.uint16))
+
+    def no_codec(self):
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    def pillow(path):
+        if found is None:
+            raise UnidentifiedImageError("no")
+        return Image.fromarray(found)
+
+    monkeypatch.setattr(tifffile.TiffFile, "asarray", no_codec)
+    monkeypatch.setattr(Image, "open", pillow)
+    sentence = r"a\.tif cannot be read .*LZW.* requires the 'imagecodecs' package: install it, or save .* without"
+    with pytest.raises(InputError, match=sentence):
+        read_grey(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("bands", [3, 4])
+def test_bands_that_lie_one_after_the_other_are_one_picture(tmp_path, bands):
+    values = np.random.default_rng(0).integers(0, 65536, (bands, 40, 50)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", planarconfig="separate")
+    expected = 0.299 * values[0] + 0.587 * values[1] + 0.114 * values[2]
+    np.testing.assert_allclose(read_grey(tmp_path / "a.tif"), expected, rtol=1e-5)
+
+
+def write_png_of_16_bits(path, values: np.ndarray) -> None:
+    """By the letter of the format; Pillow writes none in colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, bands = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+@pytest.mark.parametrize("bands", [2, 3, 4])
+def test_a_png_of_16_bits_a_channel_keeps_them(tmp_path, bands):
+    values = np.random.default_rng(0).integers(0, 65536, (4, 5, bands)).astype(np.uint16)
+    write_png_of_16_bits(tmp_path / "a.png", values)
+    expected = values[..., 0] if bands == 2 else values[..., :3] @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(read_grey(tmp_path / "a.png"), expected, rtol=1e-5)
 
 
 def test_colour_becomes_grey_and_depth_is_kept(tmp_path):

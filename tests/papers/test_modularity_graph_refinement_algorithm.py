@@ -10,6 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from components.graph import edge_count, knn_graph, spectral_embedding
 from lightning_modules.modularity_graph_refinement import ModularityRefinementModule
+from lightning_modules.modularity_graph_refinement import clustering as clustering_file
 from lightning_modules.modularity_graph_refinement import module as module_file
 from lightning_modules.modularity_graph_refinement.clustering import Clustering
 from lightning_modules.modularity_graph_refinement.graph_builders import NeighbourGraph, knn
@@ -143,6 +144,48 @@ def test_the_answers_graph_is_clustered_again_and_its_own_labels_are_kept():
     for _ in range(best + 1):
         replay.take(replay.refine(points, last=False))
     assert torch.equal(module.best_labels, replay.current_labels)
+
+
+def test_the_last_clustering_is_of_the_answers_graph_where_worse_rounds_follow_it():
+    points, module = blobs(2), make(least_component=None)
+    table = run(module, points, rounds=8)
+    assert module.best_round(table) < len(table) - 1
+    final = module.final_labels.numpy()
+    assert np.array_equal(final, module.divide(module.graph("best"), points)[0])
+    assert not np.array_equal(final, module.divide(module.graph("current"), points)[0])
+    assert not np.array_equal(final, module.best_labels.numpy()) and len(np.unique(final)) == 5
+
+
+@pytest.mark.parametrize("n_init", [1, 10])
+def test_k_means_has_as_many_starts_as_it_is_told_and_the_seed(monkeypatch, n_init):
+    made = []
+
+    class Recording(KMeans):
+        def __init__(self, n_clusters, **settings):
+            made.append((n_clusters, settings))
+            super().__init__(n_clusters, **settings)
+
+    monkeypatch.setattr(clustering_file, "KMeans", Recording)
+    for method in ("spectral", "kmeans"):
+        make(method=method, n_init=n_init, seed=3).divide(knn_graph(blobs(), 6, "binary", "or"), blobs())
+    assert made == 2 * [(5, {"init": "k-means++", "n_init": n_init, "random_state": 3})]
+
+
+def test_k_means_keeps_the_best_of_its_starts():
+    points = np.random.default_rng(0).uniform(size=(300, 2))  # no groups: starts differ
+
+    def spread(labels):
+        return sum(np.square(points[labels == c] - points[labels == c].mean(axis=0)).sum() for c in range(5))
+
+    graph = knn_graph(points, 6, "binary", "or")
+    by_starts = [spread(make(method="kmeans", n_init=n).divide(graph, points)[0]) for n in (1, 10)]
+    assert by_starts[1] < by_starts[0]
+
+
+def test_the_default_is_the_symmetric_laplacian_on_ten_neighbours():
+    config = compose_config(["experiment=modularity_graph_refinement_pendigits", "data.root=x", "paths.run_dir=unused"])
+    model = to_plain(config)["model"]
+    assert (model["cluster"]["laplacian"], model["graph"]["k"]) == ("sym", 10)
 
 
 def test_flipped_eigenvectors_give_the_same_graph_and_partition(monkeypatch):

@@ -171,6 +171,21 @@ def test_without_labels_there_are_rounds_and_clusters_but_no_accuracy(tmp_path):
     assert rows(tmp_path / "run" / "rounds.csv")[0]["accuracy"] == ""
 
 
+def test_seconds_are_those_of_building_a_graph_without_the_clustering_that_a_round_may_be_alone(tmp_path):
+    for variant in ("none", f"{NAME}_knn"):
+        words = [*QUIET, f"experiment={NAME}_demo", "data.reader.n=300", f"paths.data_dir={tmp_path}/data"]
+        metrics = train(tmp_path / variant, *words, f"variant={variant}")["metrics"]
+        built = torch.load(tmp_path / variant / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        rounds = sum(float(row["seconds"]) for row in rows(tmp_path / variant / "rounds.csv"))
+        expected = float(built["builder_seconds"]) + (rounds if variant == "none" else 0.0)
+        assert rounds > 0 and metrics["test/construction_seconds"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_run_stays_on_the_cpu_whatever_the_trainer(tmp_path):
+    words = [f"experiment={NAME}_demo", "data.reader.n=300", f"paths.data_dir={tmp_path}/data", QUIET[1]]
+    assert train(tmp_path / "run", *words, "trainer=gpu", "trainer.max_epochs=1")["metrics"]["test/rounds"] == 1
+
+
 class Broken(Exception):
     pass
 
@@ -295,6 +310,13 @@ def test_the_papers_row_pendigits(sample_data, tmp_path):
     alone = train(tmp_path / "knn", *words, f"variant={NAME}_knn")
     assert alone["metrics"]["test/accuracy"] == metrics["test/baseline_accuracy"]
     assert alone["paper"]["metrics"]["test/accuracy"] == 74.36
+
+
+def test_accuracy_and_modularity_rise_together_over_ten_rounds_of_pendigits(sample_data, tmp_path):
+    """Section 10, check 5, asks for 7 rounds or more."""
+    words = [*QUIET, f"experiment={NAME}_pendigits", f"data.root={sample_data}/pendigits", "seed=0"]
+    metrics = train(tmp_path / "run", *words, "model.cluster.least_component=0.7")["metrics"]
+    assert metrics["test/rounds"] >= 7 and metrics["test/correlation"] >= 0.8
 
 
 def test_in_feature_space_pendigits_loses_next_to_no_edge(sample_data, tmp_path):

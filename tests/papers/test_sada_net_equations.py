@@ -397,6 +397,35 @@ def test_tiles_change_nothing(similarity, sign):
     assert torch.allclose(whole.refined, tiled.refined, atol=1e-3)
 
 
+@pytest.mark.parametrize("sign", SIGNS)
+def test_each_volume_is_filtered_under_the_image_it_belongs_to(sign):
+    pair, disparities = a_pair(14, 22), torch.arange(6)
+    pair["guide_right"] = 128 + 40 * random(14, 22, seed=9)
+    matcher, plain = make_matcher(filter_radius=2), make_matcher(guided_filter=False)
+    with torch.no_grad():
+        F_L, F_R = (matcher.branch(pair[side][None, None])[0] for side in ("left", "right"))
+        C_L = similarity_volume(matcher.similarity_net, F_L, F_R, disparities, sign, 64).double().numpy()
+        estimate, unfiltered = matcher(pair, sign), plain(pair, sign)
+    C_R = np.full_like(C_L, -np.inf)
+    for i, d in enumerate(disparities.tolist()):
+        for x in range(22):
+            if 0 <= x + sign * d < 22:
+                C_R[i, :, x + sign * d] = C_L[i, :, x]
+
+    def winners(volume: np.ndarray, guide: torch.Tensor) -> np.ndarray:
+        guide = guide.double().numpy()
+        return np.stack([brute_force_filter(guide, p, np.isfinite(p), 2, 10.0) for p in volume]).argmax(axis=0)
+
+    guides = pair["guide_left"], pair["guide_right"]
+    for volume, own, other, found, raw in (
+        (C_L, *guides, estimate.disparity, unfiltered.disparity),
+        (C_R, *guides[::-1], estimate.disparity_right, unfiltered.disparity_right),
+    ):
+        assert np.array_equal(found.numpy(), winners(volume, own))
+        assert (winners(volume, other) != found.numpy()).mean() > 0.05  # the other guide would be seen
+        assert np.array_equal(raw.numpy(), volume.argmax(axis=0)) and (raw != found).float().mean() > 0.05
+
+
 def test_the_sub_pixel_step_moves_consistent_pixels_alone_and_by_half_a_pixel_at_most():
     with torch.no_grad():
         estimate = make_matcher()(a_pair(), -1)

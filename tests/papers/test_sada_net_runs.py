@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +17,15 @@ from PIL import Image
 from callbacks.consistency_map_update import ConsistencyMapUpdate
 from callbacks.iterative_step import Schedule
 from datamodules.shapes_stereo import ShapesStereo
+from datamodules.stereo import StereoDataModule
+from datamodules.stereo_files import Middlebury2014
 from lightning_modules.sada_net import SadaNetModule
 from runs.checkpoints import evaluation_config
 from runs.composition import compose_config, register_base_config
 from runs.errors import InputError
 from runs.evaluating import evaluate_checkpoint
 from runs.round_store import Generation
+from tests.papers.test_sada_net_equations import a_pair, make_matcher
 from tests.toy.running import run_door, start_door, train_here
 
 SIZE = ["data.reader.height=48", "data.reader.width=72", "data.reader.rectangles=2", "data.reader.disparities=[3,6]"]
@@ -178,9 +182,26 @@ def test_predicting_two_folders_of_images_writes_a_map_and_a_picture_for_each(de
     if fill:
         assert np.isfinite(map_).all()
     else:
-        assert 100 * np.isfinite(map_).mean() == pytest.approx(float(row["consistent"]))
+        assert 100 * np.isfinite(map_).mean() == pytest.approx(float(row["consistent_percent"]), abs=0.006)
         assert np.array_equal(np.isnan(map_), (colours == 0).all(axis=2))
         assert (map_[np.isfinite(map_)] % 1 != 0).any()  # sub-pixel
+
+
+def test_predicting_under_auto_finds_the_geometry_of_each_pair(demo, tmp_path):
+    root, _ = demo
+    scene = root / "data" / "shapes_stereo" / "trainingQ" / "shapes"
+    # The second pair is the first one with its images exchanged.
+    for pair, names in (("as_trained", ("im0", "im1")), ("exchanged", ("im1", "im0"))):
+        for side, name in zip(("im_left", "im_right"), names, strict=True):
+            (tmp_path / "mine" / side).mkdir(parents=True, exist_ok=True)
+            Image.open(scene / f"{name}.png").save(tmp_path / "mine" / side / f"{pair}.png")
+    words = [f"data.predict_root={tmp_path}/mine", "data.max_disp=8", "data.disparity_sign=auto"]
+    judge(root / "run" / "checkpoints" / "last.ckpt", tmp_path / "out", "mode=predict", *words)
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        assert {row["name"]: row["sign"] for row in csv.DictReader(file)} == {
+            "as_trained.png": "-1",
+            "exchanged.png": "1",
+        }
 
 
 def test_predicting_in_the_layout_of_the_reader_needs_no_range(demo, tmp_path):
@@ -349,6 +370,25 @@ def test_no_consistent_pixel_at_the_start_is_answered(tmp_path):
         step.run(None, module, FakeData())
 
 
+class Disagreeing(FakeModule):
+    """Counts given numbers of consistent pixels at the two signs; a pair is known by its index."""
+
+    def __init__(self, counts: list[dict[int, int]]) -> None:
+        super().__init__([])
+        self.counts = counts
+
+    def count_consistent(self, pair, sign):
+        return self.counts[int(pair["index"])][sign]
+
+
+@pytest.mark.parametrize("right", [-1, 1])
+def test_auto_judges_the_sign_on_all_pairs_together(tmp_path, right):
+    pairs = [{"index": torch.tensor(i), "sign": torch.tensor(0)} for i in range(3)]
+    # The first pair alone, and most pairs by count, speak for the other sign.
+    module = Disagreeing([{right: 10, -right: 12}, {right: 10, -right: 11}, {right: 30, -right: 20}])
+    assert a_step(tmp_path)._find_sign(module, pairs) == right
+
+
 @pytest.mark.parametrize(
     ("schedule", "patience", "sentence"),
     [
@@ -391,6 +431,57 @@ def test_the_baselines_train_what_they_should(demo, tmp_path, variant):
         assert ours["floors"] == {name.removeprefix("test/"): value for name, value in ours["metrics"].items()}
 
 
+# --- precision
+
+
+def a_module(**changes) -> SadaNetModule:
+    return SadaNetModule(make_matcher(**changes), lambda weights: None, 0.2, [2], False)
+
+
+@pytest.mark.parametrize("similarity", ["trained", "cosine"])
+def test_matching_is_in_full_precision_within_mixed_precision(similarity):
+    module, pair = a_module(similarity=similarity), a_pair(40, 60)
+    plain = module.match(pair, "current", -1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module.matcher.branch(pair["left"][None, None]).dtype == torch.bfloat16  # it would matter
+        mixed = module.match(pair, "current", -1)
+    for name in ("disparity", "refined", "consistent", "disparity_right"):
+        assert torch.equal(getattr(plain, name), getattr(mixed, name))
+
+
+def test_no_tf32_while_a_pair_is_matched_and_the_settings_as_before_afterwards(monkeypatch):
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    monkeypatch.setattr(cudnn, "deterministic", True)
+
+    def matcher(pair, sign, smooth):
+        return cudnn.allow_tf32, cudnn.deterministic, cudnn.enabled
+
+    assert a_module().run_matcher(matcher, a_pair(), -1, True) == (False, True, True)
+    assert cudnn.allow_tf32 and cudnn.deterministic and cudnn.enabled
+
+
+def test_weights_of_64_bits_match_images_of_32_and_of_16_bits_are_refused():
+    pair, module = a_pair(), a_module()
+    single, double = module.match(pair, "current", -1), module.double().match(pair, "current", -1)
+    assert (single.disparity == double.disparity).float().mean() > 0.99
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(InputError, match=r"matching needs weights of 32 bits.*: take 32-true, or bf16-mixed"):
+            a_module().to(dtype).match(pair, "current", -1)
+
+
+def test_a_device_without_float64_is_named(monkeypatch):
+    module = a_module()
+    monkeypatch.setattr(SadaNetModule, "device", torch.device("mps"))
+    with pytest.raises(InputError, match="needs float64, which Apple's GPUs do not have: add trainer=cpu"):
+        module.match(a_pair(), "current", -1)
+
+
+def test_a_run_in_64_bits_ends(demo, tmp_path):
+    words = [*TINY, f"paths.data_dir={demo[0]}/data", "pace.rounds=1", "pace.steps=1", "trainer.precision=64-true"]
+    assert train(tmp_path / "run", *words)["floors"] == pytest.approx(demo[1]["floors"], abs=1)
+
+
 def test_the_loss_falls_and_matches_become_more_similar_than_others(demo, tmp_path):
     root, _ = demo
     words = [*TINY, f"paths.data_dir={root}/data", "pace.steps=20", "pace.rounds=2", "pace.batch_size=48"]
@@ -429,6 +520,50 @@ def test_two_processes_make_the_maps_of_one(tmp_path):
     assert records[0][1]["inconsistent"] == pytest.approx(records[1][1]["inconsistent"], abs=1)  # one step on
     two = json.loads((tmp_path / "two" / "result.json").read_text())
     assert two["processes"] == 2 and two["floors"] == one["floors"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("similarity", ["trained", "zncc"])
+def test_one_pair_is_tested_by_two_processes_as_by_one(tmp_path, similarity):
+    words = [*TINY, f"paths.data_dir={tmp_path}/data", "pace.rounds=1", "pace.steps=1"]
+    words.append(f"model.matcher.similarity={similarity}")  # zncc: no weight trains, which is no reason to fail
+    one = train(tmp_path / "one", *words)
+    code, output = run_door("train.py", *words, "trainer=ddp_cpu", f"hydra.run.dir={tmp_path}/two")
+    assert code == 0, output
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert two["processes"] == 2 and two["floors"] == one["floors"] and set(two["metrics"]) == set(one["metrics"])
+    assert two["metrics"] == one["metrics"] or similarity == "trained"
+
+
+def test_a_process_without_a_pair_gets_one_that_counts_for_nothing(demo):
+    data = StereoDataModule(
+        reader=Middlebury2014("Q", False), root=None, scale=1, disparity_sign=-1, min_disp=None, max_disp=None,
+        train_count=None, test_count=None, split_seed=0, judge_on="test", batch_size=4, patches_per_image=4,
+        batches_per_epoch=1, patch=11, max_offset=4, predict_root=str(demo[0] / "data" / "shapes_stereo"), seed=0,
+    )  # fmt: skip
+    data.setup("predict")
+    module = a_module(similarity="zncc", guided_filter=False, subpixel=False)
+    rows = []
+    for rank in range(2):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        (batch,) = data.predict_dataloader()
+        rows.append(module.predict_step(batch, 0))
+        module.test_step(batch, 0)
+        assert module.test_errors.update_called == (rank == 0)
+        module.test_errors.reset()
+    assert [row["name"] for row in rows[0]] == ["shapes"] and rows[1] == []
+
+
+@pytest.mark.parametrize("similarity", ["trained", "cosine", "zncc"])
+def test_a_weight_wants_a_gradient_even_where_nothing_is_optimised(similarity):
+    matcher = make_matcher(similarity=similarity)
+    module = SadaNetModule(matcher, lambda weights: torch.optim.SGD(weights, lr=0.1), 0.2, [2], False)
+    # DistributedDataParallel refuses a module without any.
+    assert any(weight.requires_grad for weight in module.parameters())
+    optimizer = module.configure_optimizers()
+    assert (optimizer is None) == (similarity == "zncc")
+    if optimizer is not None:
+        assert all(weight is not module.unused for group in optimizer.param_groups for weight in group["params"])
 
 
 def test_the_real_sample_is_matched_trained_and_judged_alike(sample_data, tmp_path):

@@ -9,7 +9,9 @@ import torch
 
 from callbacks.last_checkpoint import LastCheckpoint
 from runs.checkpoints import CONFIG_KEY, AtomicCheckpointIO, evaluation_config
+from runs.composition import compose_config, register_base_config
 from runs.errors import InputError
+from runs.evaluating import evaluate_checkpoint
 from runs.folders import read_run
 from tests.toy.digits import DigitsModule
 from tests.toy.running import train_toy
@@ -86,6 +88,14 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(finished_r
         losses.append(json.loads((tmp_path / name / "result.json").read_text())["metrics"]["test/loss"])
     assert losses[0] == json.loads((finished_run[0] / "result.json").read_text())["metrics"]["test/loss"]
     assert losses[0] != losses[1]
+
+
+def test_judging_in_several_processes_is_refused(finished_run):
+    checkpoint = finished_run[0] / "second" / "checkpoints" / "last.ckpt"
+    register_base_config("checkpoint", evaluation_config(checkpoint), ["_self_", "eval"])
+    config = compose_config([f"ckpt_path={checkpoint}", "trainer=ddp_cpu", "paths.run_dir=unused"], "checkpoint")
+    with pytest.raises(InputError, match=r"eval\.py judges in one process"):
+        evaluate_checkpoint(config)
 
 
 def test_worker_processes_change_no_number(finished_run, tmp_path):
