@@ -10,13 +10,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from runs.building import check_config
-from runs.checkpoints import evaluation_config
-from runs.composition import compose_config, register_base_config
+from runs.composition import compose_config
 from runs.errors import InputError
-from runs.evaluating import evaluate_checkpoint
 from runs.round_store import RoundStore
 from runs.stages import resolve_stage, stages_of
-from tests.toy.running import train_here
+from tests.toy.running import judge_here, train_here
 
 TINY = [
     "trainer=cpu",
@@ -121,17 +119,10 @@ def test_stage_with_the_wrong_checkpoint_is_one_sentence(chain, tmp_path):
         )  # fmt: skip
 
 
-def evaluate(checkpoint: Path, folder: Path, *words: str) -> None:
-    register_base_config(
-        "checkpoint", {**evaluation_config(checkpoint), "ckpt_path": str(checkpoint)}, ["_self_", "eval"]
-    )
-    evaluate_checkpoint(compose_config(["trainer=cpu", *words, f"paths.run_dir={folder}"], config_name="checkpoint"))
-
-
 def test_checkpoints_alone_judge_again_and_predict_pictures(chain, tmp_path):
     run, data = chain / "run", f"paths.data_dir={chain}/data"
     final = run / "final" / "checkpoints" / "last.ckpt"
-    evaluate(final, tmp_path / "eval", data)
+    judge_here(final, tmp_path / "eval", data)
     again = json.loads((tmp_path / "eval" / "result.json").read_text())["metrics"]
     before = json.loads((run / "final" / "result.json").read_text())["metrics"]
     assert again == pytest.approx(before)
@@ -141,7 +132,7 @@ def test_checkpoints_alone_judge_again_and_predict_pictures(chain, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)).save(pictures / "a.jpg")
     for stage, column in (("final", "mask"), ("affinity", "boundary")):
         checkpoint = run / stage / "checkpoints" / "last.ckpt"
-        evaluate(
+        judge_here(
             checkpoint,
             tmp_path / stage,
             "mode=predict",

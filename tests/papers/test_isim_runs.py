@@ -13,12 +13,9 @@ from PIL import Image
 
 from components.voc import PALETTE
 from lightning_modules.isim import IsimModule
-from runs.checkpoints import evaluation_config
-from runs.composition import compose_config, register_base_config
 from runs.errors import InputError
-from runs.evaluating import evaluate_checkpoint
 from runs.round_store import RoundStore
-from tests.toy.running import run_door, start_door, train_here
+from tests.toy.running import judge_here, run_door, start_door, train_here
 
 QUIET = ["trainer=cpu", "trainer.enable_progress_bar=false"]
 SMALL_DEMO = [
@@ -39,13 +36,6 @@ UNDRAWN = "callbacks.figures=null"  # drawing a round takes longer than making i
 def train(run_dir: Path, *words: str) -> dict:
     train_here(run_dir, *words)
     return json.loads((run_dir / "result.json").read_text())
-
-
-def judge(checkpoint: Path, folder: Path, *words: str) -> None:
-    register_base_config(
-        "checkpoint", {**evaluation_config(checkpoint), "ckpt_path": str(checkpoint)}, ["_self_", "eval"]
-    )
-    evaluate_checkpoint(compose_config(["trainer=cpu", *words, f"paths.run_dir={folder}"], config_name="checkpoint"))
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -83,7 +73,7 @@ def test_the_demo_makes_masks_twice_on_real_files_and_shows_them(demo):
 
 def test_a_checkpoint_alone_gives_the_same_test_numbers(demo):
     root, result = demo
-    judge(root / "run" / "isim" / "checkpoints" / "last.ckpt", root / "eval")
+    judge_here(root / "run" / "isim" / "checkpoints" / "last.ckpt", root / "eval")
     assert json.loads((root / "eval" / "result.json").read_text())["metrics"] == result["metrics"]
 
 
@@ -95,7 +85,7 @@ def test_predicting_on_a_folder_of_photographs_writes_palette_masks(demo):
     shutil.copy(source[0], pictures / "a.jpg")
     with Image.open(source[1]) as picture:
         picture.convert("L").resize((50, 41)).save(pictures / "deep" / "b.png")
-    judge(
+    judge_here(
         root / "run" / "isim" / "checkpoints" / "last.ckpt",
         root / "predicted",
         "mode=predict",
@@ -288,7 +278,7 @@ def test_real_photographs_train_and_are_judged_alike(sample_data, tmp_path):
     for index, name in enumerate(lists["train"]):
         with Image.open(folder / "JPEGImages" / f"{name}.jpg") as picture:
             assert generation["mask"][index].shape == (picture.height, picture.width)
-    judge(tmp_path / "run" / "isim" / "checkpoints" / "last.ckpt", tmp_path / "eval")
+    judge_here(tmp_path / "run" / "isim" / "checkpoints" / "last.ckpt", tmp_path / "eval")
     assert json.loads((tmp_path / "eval" / "result.json").read_text())["metrics"] == result["metrics"]
 
 

@@ -14,12 +14,9 @@ from scipy.stats import pearsonr
 from sklearn.metrics import normalized_mutual_info_score
 
 from lightning_modules.modularity_graph_refinement import ModularityRefinementModule
-from runs.checkpoints import evaluation_config
 from runs.command_line import INPUT_ERROR
-from runs.composition import compose_config, register_base_config
-from runs.evaluating import evaluate_checkpoint
 from runs.round_store import RoundStore
-from tests.toy.running import run_door, start_door, train_here
+from tests.toy.running import judge_here, run_door, start_door, train_here
 
 NAME = "modularity_graph_refinement"
 QUIET = ["trainer=cpu", "trainer.enable_progress_bar=false"]
@@ -32,14 +29,6 @@ SECONDS = ("test/construction_seconds", "test/clustering_seconds")
 def train(run_dir: Path, *words: str) -> dict:
     train_here(run_dir, *words)
     return json.loads((run_dir / "result.json").read_text())
-
-
-def judge(checkpoint: Path, folder: Path, *words: str) -> dict:
-    register_base_config(
-        "checkpoint", {**evaluation_config(checkpoint), "ckpt_path": str(checkpoint)}, ["_self_", "eval"]
-    )
-    evaluate_checkpoint(compose_config([*QUIET, *words, f"paths.run_dir={folder}"], config_name="checkpoint"))
-    return json.loads((folder / "result.json").read_text()) if (folder / "result.json").exists() else {}
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -123,7 +112,7 @@ def test_a_run_leaves_its_rounds_their_table_and_figures(demo):
 def test_metrics_are_those_of_scikit_learn_on_the_predicted_table_beside_their_floors(demo):
     root, result, _ = demo
     checkpoint = root / "run" / "checkpoints" / "last.ckpt"
-    judge(checkpoint, root / "predicted", "mode=predict", f"data.root={root}/gone")  # no data needed
+    judge_here(checkpoint, root / "predicted", "mode=predict", f"data.root={root}/gone")  # no data needed
     predicted = rows(root / "predicted" / "predictions.csv")
     assert [int(row["point"]) for row in predicted] == list(range(400))
     true = [row["label"] for row in rows(root / "data" / "point_chains" / "points.csv")]
@@ -142,7 +131,7 @@ def test_a_checkpoint_alone_gives_the_same_numbers_and_loads_without_pickles(dem
     alone.parent.mkdir()
     shutil.copy(root / "run" / "checkpoints" / "last.ckpt", alone)
     assert "first_indptr" in torch.load(alone, weights_only=True)["state_dict"]
-    assert judge(alone, root / "eval", f"paths.data_dir={root}/data")["metrics"] == result["metrics"]
+    assert judge_here(alone, root / "eval", f"paths.data_dir={root}/data")["metrics"] == result["metrics"]
 
 
 def test_the_true_labels_change_no_graph_no_cluster_and_no_choice(tmp_path):

@@ -20,13 +20,10 @@ from datamodules.shapes_stereo import ShapesStereo
 from datamodules.stereo import StereoDataModule
 from datamodules.stereo_files import Middlebury2014
 from lightning_modules.sada_net import SadaNetModule
-from runs.checkpoints import evaluation_config
-from runs.composition import compose_config, register_base_config
 from runs.errors import InputError
-from runs.evaluating import evaluate_checkpoint
 from runs.round_store import Generation
 from tests.papers.test_sada_net_equations import a_pair, make_matcher
-from tests.toy.running import run_door, start_door, train_here
+from tests.toy.running import judge_here, run_door, start_door, train_here
 
 SIZE = ["data.reader.height=48", "data.reader.width=72", "data.reader.rectangles=2", "data.reader.disparities=[3,6]"]
 SHOWN = [
@@ -47,15 +44,6 @@ STEP = "consistency_map_update"
 def train(run_dir: Path, *words: str) -> dict:
     train_here(run_dir, *words)
     return json.loads((run_dir / "result.json").read_text())
-
-
-def judge(checkpoint: Path, folder: Path, *words: str) -> dict | None:
-    register_base_config(
-        "checkpoint", {**evaluation_config(checkpoint), "ckpt_path": str(checkpoint)}, ["_self_", "eval"]
-    )
-    evaluate_checkpoint(compose_config(["trainer=cpu", *words, f"paths.run_dir={folder}"], config_name="checkpoint"))
-    path = folder / "result.json"
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def state(run_dir: Path) -> dict:
@@ -147,13 +135,13 @@ def test_the_maps_hold_what_passed_the_check_as_float16_with_nan(demo):
 
 def test_a_checkpoint_alone_gives_the_same_test_numbers(demo, tmp_path):
     root, result = demo
-    judged = judge(root / "run" / "checkpoints" / "last.ckpt", tmp_path)
+    judged = judge_here(root / "run" / "checkpoints" / "last.ckpt", tmp_path)
     assert judged["metrics"] == result["metrics"] and judged["floors"] == result["floors"]
 
 
 def test_tiles_give_the_same_test_numbers(demo, tmp_path):
     root, result = demo
-    judged = judge(root / "run" / "checkpoints" / "last.ckpt", tmp_path, "model.matcher.tile=20")
+    judged = judge_here(root / "run" / "checkpoints" / "last.ckpt", tmp_path, "model.matcher.tile=20")
     assert judged["metrics"] == pytest.approx(result["metrics"], abs=0.1)
 
 
@@ -170,7 +158,7 @@ def test_predicting_two_folders_of_images_writes_a_map_and_a_picture_for_each(de
         "data.max_disp=8",
         f"model.fill={fill}",
     ]
-    judge(root / "run" / "checkpoints" / "last.ckpt", tmp_path / "out", "mode=predict", *words)
+    judge_here(root / "run" / "checkpoints" / "last.ckpt", tmp_path / "out", "mode=predict", *words)
     assert not (tmp_path / "gone").exists()
     with (tmp_path / "out" / "predictions.csv").open() as file:
         (row,) = csv.DictReader(file)
@@ -196,7 +184,7 @@ def test_predicting_under_auto_finds_the_geometry_of_each_pair(demo, tmp_path):
             (tmp_path / "mine" / side).mkdir(parents=True, exist_ok=True)
             Image.open(scene / f"{name}.png").save(tmp_path / "mine" / side / f"{pair}.png")
     words = [f"data.predict_root={tmp_path}/mine", "data.max_disp=8", "data.disparity_sign=auto"]
-    judge(root / "run" / "checkpoints" / "last.ckpt", tmp_path / "out", "mode=predict", *words)
+    judge_here(root / "run" / "checkpoints" / "last.ckpt", tmp_path / "out", "mode=predict", *words)
     with (tmp_path / "out" / "predictions.csv").open() as file:
         assert {row["name"]: row["sign"] for row in csv.DictReader(file)} == {
             "as_trained.png": "-1",
@@ -207,7 +195,7 @@ def test_predicting_under_auto_finds_the_geometry_of_each_pair(demo, tmp_path):
 def test_predicting_in_the_layout_of_the_reader_needs_no_range(demo, tmp_path):
     root, _ = demo
     words = [f"data.predict_root={root}/data/shapes_stereo", f"data.root={tmp_path}/gone"]
-    judge(root / "run" / "checkpoints" / "last.ckpt", tmp_path / "out", "mode=predict", *words)
+    judge_here(root / "run" / "checkpoints" / "last.ckpt", tmp_path / "out", "mode=predict", *words)
     assert (tmp_path / "out" / "predictions" / "disparity" / "shapes.tif").is_file()
 
 
@@ -274,7 +262,7 @@ def test_auto_finds_the_sign_of_either_geometry(demo, tmp_path, sign):
     result = train(tmp_path / "run", *words, "pace.rounds=1")
     assert history(tmp_path / "run")[0]["sign"] == sign
     assert set(result["metrics"]) == {"test/inconsistent"}  # no truth
-    judged = judge(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "eval")
+    judged = judge_here(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "eval")
     assert judged["metrics"] == result["metrics"]
 
 
@@ -571,7 +559,7 @@ def test_the_real_sample_is_matched_trained_and_judged_alike(sample_data, tmp_pa
     result = train(tmp_path / "run", *words, "pace.rounds=1", "model.matcher.guided_filter=false")
     # Random features match a real pair: 2-PE about 16 and 10 % inconsistent were measured elsewhere.
     assert 12 < result["floors"]["2pe_all"] < 21 and 7 < result["floors"]["inconsistent"] < 14
-    judged = judge(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "eval")
+    judged = judge_here(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "eval")
     assert judged["metrics"] == result["metrics"]
 
 

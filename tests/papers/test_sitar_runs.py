@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runs.checkpoints import evaluation_config
 from runs.command_line import INPUT_ERROR
-from runs.composition import PROJECT_ROOT, compose_config, register_base_config
-from runs.evaluating import evaluate_checkpoint
-from tests.toy.running import run_door, train_here
+from runs.composition import PROJECT_ROOT, compose_config
+from tests.toy.running import judge_here, run_door, train_here
 
 SMALL = [
     "trainer=cpu",
@@ -33,13 +31,6 @@ SMALL_DEMO = [
 def train(run_dir: Path, *words: str) -> dict:
     train_here(run_dir, *words)
     return json.loads((run_dir / "result.json").read_text())
-
-
-def judge(checkpoint: Path, folder: Path, *words: str) -> None:
-    register_base_config(
-        "checkpoint", {**evaluation_config(checkpoint), "ckpt_path": str(checkpoint)}, ["_self_", "eval"]
-    )
-    evaluate_checkpoint(compose_config(["trainer=cpu", *words, f"paths.run_dir={folder}"], config_name="checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +68,14 @@ def test_the_second_phase_starts_from_the_first_with_a_fresh_optimiser(demo):
 
 def test_a_checkpoint_alone_gives_the_same_test_numbers(demo):
     root, result = demo
-    judge(root / "run" / "semi" / "checkpoints" / "last.ckpt", root / "eval")
+    judge_here(root / "run" / "semi" / "checkpoints" / "last.ckpt", root / "eval")
     assert json.loads((root / "eval" / "result.json").read_text())["metrics"] == result["metrics"]
 
 
 def test_predicting_on_a_folder_of_videos_writes_file_class_and_probabilities(demo):
     root, _ = demo
     clips = root / "data" / "shapes_video" / "UCF-101" / "Left"
-    judge(
+    judge_here(
         root / "run" / "semi" / "checkpoints" / "last.ckpt",
         root / "predicted",
         "mode=predict",
@@ -137,7 +128,7 @@ def test_the_real_sample_trains_both_phases_and_is_judged_alike(sample_data, tmp
     result = train(tmp_path / "run", *words, "trainer.limit_train_batches=2")
     assert result["floors"]["top1"] == pytest.approx(100 * 3 / 14)  # Diving
     assert result["paper"]["metrics"] == {"test/top1": 37.9}
-    judge(tmp_path / "run" / "semi" / "checkpoints" / "last.ckpt", tmp_path / "eval")
+    judge_here(tmp_path / "run" / "semi" / "checkpoints" / "last.ckpt", tmp_path / "eval")
     assert json.loads((tmp_path / "eval" / "result.json").read_text())["metrics"] == result["metrics"]
 
 
