@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from components.voc import palette_image
 from datamodules.generated_folder import write_generated
-from datamodules.voc_segmentation import VOCReader
+from datamodules.photograph_files import VOCReader
 from runs.errors import InputError, did_you_mean
 
 BADGES = ("stripes", "checker", "cross", "ring")

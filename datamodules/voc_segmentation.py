@@ -5,25 +5,29 @@ of training images never reach a training batch: `training_images` and evaluatio
 ``score_mask``, training reads ``pseudo_mask`` from what rounds left.
 """
 
-import csv
-import os
-import warnings
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from components.voc import VOID, read_mask
+from datamodules.photograph_files import (
+    Photograph,
+    PhotographReader,
+    PhotographsToPredict,
+    as_tensor,
+    find_pictures,
+    multi_hot,
+    of_each,
+    open_photograph,
+    sizes_of,
+)
 from datamodules.sampling import (
     Draw,
     EpochSampler,
@@ -35,176 +39,6 @@ from datamodules.sampling import (
     training_loader,
 )
 from runs.errors import InputError, did_you_mean, first_few
-
-Result = TypeVar("Result")
-LISTS = ("train", "val")  # of a table of one's own
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """One image of a list.
-
-    Attributes:
-        name: of the image, a string in VOC too ("000000000086").
-        image: its file.
-        classes: what it shows.
-        mask: file of its true mask, for scoring; None where there is none.
-    """
-
-    name: str
-    image: Path
-    classes: tuple[str, ...]
-    mask: Path | None
-
-
-class PhotographReader(Protocol):
-    """An on-disk layout."""
-
-    instructions: str  # where to get the data and what the folder must look like
-
-    def prepare(self, root: Path) -> None:
-        """Makes the data where they can be made."""
-        ...
-
-    def read(self, root: Path, list_name: str) -> list[Photograph]:
-        """The photographs of a list, in its order; raises InputError where files are missing or broken."""
-        ...
-
-
-class VOCReader:
-    """``<root>/VOCdevkit/VOC2012`` with JPEGImages, Annotations, ImageSets/Segmentation and, to score, masks.
-
-    Image labels come from the XML files: every object, difficult ones included.
-
-    Args:
-        masks_folder: folder of the true masks: ``SegmentationClass``, or ``SegmentationClassAug`` for
-            the 10 582 images of trainaug. It may be absent: then nothing is scored.
-    """
-
-    instructions = (
-        "it must hold VOCdevkit/VOC2012 with JPEGImages, Annotations and ImageSets/Segmentation, as the "
-        "archive of Pascal VOC 2012 unpacks (host.robots.ox.ac.uk/pascal/VOC)"
-    )
-
-    def __init__(self, masks_folder: str) -> None:
-        self.masks_folder = masks_folder
-
-    def prepare(self, root: Path) -> None:
-        """Nothing: VOC is unpacked by the user."""
-
-    def read(self, root: Path, list_name: str) -> list[Photograph]:
-        """Reads a list, looks for its files, reads the labels.
-
-        Raises:
-            InputError: naming the list, and images or XML files that are missing or broken.
-        """
-        folder = root / "VOCdevkit" / "VOC2012"
-        lists = folder / "ImageSets" / "Segmentation"
-        path = lists / f"{list_name}.txt"
-        if not path.is_file():
-            there = [file.stem for file in lists.glob("*.txt")]
-            hint = " (trainaug needs the list of the SBD extension)" if list_name == "trainaug" else ""
-            raise InputError(f"there is no list {path}{hint}: {did_you_mean(list_name, there)}")
-        names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-        for kind, pattern in (("image", "JPEGImages/{}.jpg"), ("XML file", "Annotations/{}.xml")):
-            missing = [pattern.format(name) for name in names if not (folder / pattern.format(name)).is_file()]
-            if missing:
-                raise InputError(
-                    f"{len(missing)} of {len(names)} {kind}s of the list {path} are missing below {folder}: "
-                    f"{first_few(missing)}"
-                )
-        masks = folder / self.masks_folder
-        return [
-            Photograph(
-                name,
-                folder / "JPEGImages" / f"{name}.jpg",
-                _classes_of(folder / "Annotations" / f"{name}.xml"),
-                masks / f"{name}.png" if (masks / f"{name}.png").is_file() else None,
-            )
-            for name in names
-        ]
-
-
-def _classes_of(path: Path) -> tuple[str, ...]:
-    try:
-        objects = ElementTree.parse(path).getroot().findall("object")
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path} cannot be read as XML: {error}") from error
-    return tuple(dict.fromkeys((o.findtext("name") or "").strip() for o in objects))
-
-
-class LabelledFolderReader:
-    """Your own data: ``<root>/images/<file>``, ``<root>/labels.csv`` and, to score, ``<root>/masks/<stem>.png``.
-
-    ``labels.csv`` has the columns ``image`` (file name below images), ``labels`` (class names with a
-    semicolon between them, or nothing) and ``list`` (``train`` or ``val``).
-
-    Args:
-        masks_folder: folder of the true masks; it may be absent.
-    """
-
-    instructions = (
-        "it must hold images/ and labels.csv with the columns image, labels (class names with ';' between them) "
-        "and list (train or val)"
-    )
-
-    def __init__(self, masks_folder: str) -> None:
-        self.masks_folder = masks_folder
-
-    def prepare(self, root: Path) -> None:
-        """Nothing: these are the user's files."""
-
-    def read(self, root: Path, list_name: str) -> list[Photograph]:
-        """Reads the rows of a list.
-
-        Raises:
-            InputError: the table, a column, cells of a row or images are missing, or it is not UTF-8.
-        """
-        path = root / "labels.csv"
-        if not path.is_file():
-            raise InputError(f"there is no {path}: {self.instructions}")
-        rows = [row for row in self._table(path) if row["list"].strip() == list_name]
-        gone = [row["image"] for row in rows if not (root / "images" / row["image"]).is_file()]
-        if gone:
-            raise InputError(
-                f"{len(gone)} of {len(rows)} images of list {list_name} in {path} are missing below "
-                f"{root / 'images'}: {first_few(gone)}"
-            )
-        photographs = []
-        for row in rows:
-            mask = root / self.masks_folder / Path(row["image"]).with_suffix(".png")
-            classes = dict.fromkeys(name.strip() for name in row["labels"].split(";") if name.strip())
-            image = root / "images" / row["image"]
-            photographs.append(Photograph(row["image"], image, tuple(classes), mask if mask.is_file() else None))
-        return photographs
-
-    def _table(self, path: Path) -> list[dict[str, str]]:
-        """All rows; spreadsheets put a mark before UTF-8 that is no part of the first column's name."""
-        rows = []
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                table = csv.DictReader(file)
-                columns = table.fieldnames or []
-                missing = [column for column in ("image", "labels", "list") if column not in columns]
-                if missing:
-                    raise InputError(
-                        f"{path} has no column {first_few(missing)} but {first_few(columns)}: {self.instructions}"
-                    )
-                for row in table:
-                    if None in row or None in row.values():
-                        raise InputError(
-                            f"line {table.line_num} of {path} has not the {len(columns)} cells that its first line "
-                            f"names ({', '.join(columns)}): class names have ';' between them, not ','"
-                        )
-                    if row["list"].strip() not in LISTS:
-                        raise InputError(
-                            f"line {table.line_num} of {path}: there is no list '{row['list']}': write train or val"
-                        )
-                    rows.append(row)
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not written in UTF-8: save it in that encoding") from error
-        return rows
 
 
 @dataclass(frozen=True)
@@ -322,20 +156,6 @@ class WholePhotographs(Dataset):
         return sample
 
 
-class PhotographsToPredict(Dataset):
-    """The pictures of a folder."""
-
-    def __init__(self, folder: Path, names: list[str]) -> None:
-        self.folder, self.names = folder, names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        picture = open_photograph(self.folder / self.names[index])
-        return {"image": as_tensor(np.asarray(picture)), "index": index, "name": self.names[index]}
-
-
 class VOCSegmentationDataModule(pl.LightningDataModule):
     """Photographs with image labels for training, and whole ones with true masks for scoring.
 
@@ -433,7 +253,7 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
                 to judge by than processes.
         """
         if stage == "predict":
-            self._find_pictures()
+            self._to_predict = find_pictures(self.predict_root)
             return
         if self._train is not None:
             return
@@ -477,9 +297,9 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
         if len(set(doubled)) < len(doubled):
             twice = sorted({name for name in doubled if doubled.count(name) > 1})
             raise InputError(f"the list {list_name} names {first_few(twice)} more than once")
-        images = _sizes({p.name: p.image for p in photographs}, "images", list_name)
+        images = sizes_of({p.name: p.image for p in photographs}, "images", list_name)
         # All masks are read once: what is wrong in one would come out after hours, when it is to score.
-        masks = _of_each(self._mask_size, {p.name: p.mask for p in photographs if p.mask is not None})
+        masks = of_each(self._mask_size, {p.name: p.mask for p in photographs if p.mask is not None})
         other = [
             f"{name} ({masks[name][0]} x {masks[name][1]} instead of {images[name][0]} x {images[name][1]})"
             for name in masks
@@ -493,20 +313,6 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
     def _mask_size(self, path: Path) -> tuple[int, int]:
         height, width = read_mask(path, len(self.class_names) + 1).shape
         return width, height
-
-    def _find_pictures(self) -> None:
-        folder = self.predict_root
-        if folder is None:
-            raise InputError("data.predict_root is not set: name the folder of the pictures to predict")
-        if not folder.is_dir():
-            raise InputError(f"data.predict_root={folder} is no folder")
-        names = sorted(
-            p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES
-        )
-        if not names:
-            raise InputError(f"data.predict_root={folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")
-        _sizes({name: folder / name for name in names}, "pictures", str(folder))
-        self._to_predict = PhotographsToPredict(folder, names)
 
     # -- what others ask for ----------------------------------------------------------------------
 
@@ -566,69 +372,3 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
 def _check_shares(images: int, processes: int) -> None:
     if images < processes:
         raise InputError(f"{images} images cannot be judged by {processes} processes: use fewer processes")
-
-
-def open_photograph(path: Path) -> Image.Image:
-    """An image file as RGB, turned as its EXIF tag says; grey ones become three equal channels.
-
-    Of 16 bits the upper 8 are kept, as Pillow itself does with three channels.
-
-    Raises:
-        InputError: it cannot be decoded, or it has more than 16 bits.
-    """
-    try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I;16"):
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            elif picture.mode in ("I", "F"):
-                raise InputError(f"the image {path} has 32 bits a pixel: save it with 8 or 16 bits for each channel")
-            return picture.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise InputError(f"the image {path} cannot be read ({error}): replace it, or take it off its list") from error
-
-
-def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) to (3, H, W) uint8."""
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))
-
-
-def multi_hot(photograph: Photograph, class_names: Sequence[str]) -> Tensor:
-    """(C,) float32: 1 for each class that the image shows; all 0 for an image without label."""
-    return torch.tensor([float(name in photograph.classes) for name in class_names])
-
-
-def _sizes(files: dict[str, Path], kind: str, source: str) -> dict[str, tuple[int, int]]:
-    """Width and height of each photograph as it is read; names all that cannot be.
-
-    10 000 files take some seconds: a JPEG is decoded only where its end is not found.
-    """
-    sizes = _of_each(_size, files)
-    broken = [name for name, size in sizes.items() if size is None]
-    if broken:
-        raise InputError(f"{len(broken)} of {len(files)} {kind} of {source} cannot be read: {first_few(broken)}")
-    return {name: size for name, size in sizes.items() if size is not None}
-
-
-def _size(path: Path) -> tuple[int, int] | None:
-    try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
-            warnings.simplefilter("ignore")
-            if picture.format != "JPEG" or not _ends_as_jpeg(path):
-                picture.load()  # a PNG's EXIF tag, too, may stand behind the pixels
-            # From 5 on an orientation swaps width and height.
-            sideways = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return picture.size[::-1] if sideways else picture.size
-    except (OSError, UnidentifiedImageError, SyntaxError):
-        return None
-
-
-def _ends_as_jpeg(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 64))
-        return file.read().rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
-
-
-def _of_each(job: Callable[[Path], Result], files: dict[str, Path]) -> dict[str, Result]:
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        return dict(zip(files, pool.map(job, files.values()), strict=True))

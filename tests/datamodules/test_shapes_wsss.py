@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.photograph_files import Photograph
 from datamodules.shapes_wsss import BADGES, ShapesWSSS, ShapesWSSSReader, badge_pattern
-from datamodules.voc_segmentation import Photograph
 from runs.errors import InputError
 
 NAMES = ("stripes", "checker", "cross")

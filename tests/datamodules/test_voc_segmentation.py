@@ -10,13 +10,8 @@ import torch
 from PIL import Image
 
 from components.voc import palette_image
-from datamodules.voc_segmentation import (
-    Augmentation,
-    LabelledFolderReader,
-    VOCReader,
-    VOCSegmentationDataModule,
-    open_photograph,
-)
+from datamodules.photograph_files import LabelledFolderReader, VOCReader, open_photograph
+from datamodules.voc_segmentation import Augmentation, VOCSegmentationDataModule
 from runs.errors import InputError
 
 CLASSES = ["bird", "cat", "dog"]
