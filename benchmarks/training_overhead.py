@@ -71,7 +71,7 @@ def through_the_house(settings: dict[str, Any], folder: Path) -> float:
     pieces = build_pieces(settings)
     clock = StepClock()
     house = [ReseedEachStep(1, "semi"), Stopwatch(), *pieces.callbacks, StopOnSignal(folder / "last.ckpt", folder)]
-    build_trainer(settings, [*house, clock], pieces.loggers).fit(pieces.module, datamodule=pieces.datamodule)
+    build_trainer(settings, pieces, [*house, clock]).fit(pieces.module, datamodule=pieces.datamodule)
     return seconds_per_step(clock.ends)
 
 

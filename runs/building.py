@@ -66,9 +66,13 @@ def build_pieces(config: Mapping[str, Any]) -> Pieces:
 
 
 def build_trainer(
-    config: Mapping[str, Any], callbacks: list[pl.Callback], loggers: list[Logger], **settings: Any
+    config: Mapping[str, Any], pieces: Pieces, callbacks: list[pl.Callback], **settings: Any
 ) -> pl.Trainer:
-    """The Trainer of a stage. Samplers split the data over ranks themselves, so Lightning must not."""
+    """The Trainer of a stage. Samplers split the data over ranks themselves, so Lightning must not.
+
+    A module whose evaluation takes gradients says so by `gradients_in_evaluation = True`; it still
+    switches them on itself, where it needs them (`torch.enable_grad`).
+    """
     _silence_known_noise()
     if not config["trainer"].get("enable_progress_bar", True):
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
@@ -77,9 +81,10 @@ def build_trainer(
             config["trainer"],
             _convert_="all",
             callbacks=callbacks,
-            logger=loggers or False,
+            logger=pieces.loggers or False,
             default_root_dir=config["stage_dir"],
             use_distributed_sampler=False,
+            inference_mode=not getattr(pieces.module, "gradients_in_evaluation", False),
             enable_model_summary=False,
             **settings,
         )

@@ -33,7 +33,7 @@ def evaluate_checkpoint(config: DictConfig) -> None:
     log_to(folder)
     seed_everything(resolved["seed"], workers=True, verbose=False)
     pieces = build_pieces(resolved)
-    trainer = build_trainer(resolved, pieces.callbacks, pieces.loggers)
+    trainer = build_trainer(resolved, pieces, pieces.callbacks)
     arguments: dict[str, Any] = {
         "datamodule": pieces.datamodule,
         "ckpt_path": resolved["ckpt_path"],

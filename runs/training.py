@@ -136,7 +136,7 @@ def _fit_and_test(config: Mapping[str, Any], stage: Stage, run_dir: Path, record
         *pieces.callbacks,
         signals,  # after every other callback has seen the batch; Lightning puts checkpoints last
     ]
-    trainer = build_trainer(resolved, callbacks, pieces.loggers, plugins=[AtomicCheckpointIO()])
+    trainer = build_trainer(resolved, pieces, callbacks, plugins=[AtomicCheckpointIO()])
     for logger in trainer.loggers:
         logger.log_hyperparams(_flat(resolved))
     started = time.perf_counter()

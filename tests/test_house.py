@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "components": ("components",),
     "datamodules": ("datamodules", "components"),
     "lightning_modules": ("components",),  # and the paper's own package
-    "callbacks": ("callbacks", "components", "runs.round_store"),
+    "callbacks": ("callbacks", "components", "runs.round_store", "runs.atomic_files"),
     "runs": ("runs", "components"),
 }
 
