@@ -26,13 +26,18 @@ field            shape                  dtype    meaning
 ``sign``         (B,)                   int64    x_right = x_left + sign * disparity; 0 where to be found
 ``spare``        (B,)                   bool     there only in a sample that counts for nothing: more
                                                  processes than samples
+``guide``        (h, w)                 int64    superpixels 0..K-1 of one image; ``guide_source``: where they are from
+``human``        list of (H, W)         int64    label maps that people drew of one image, at full ``size`` (H, W)
+``ucm2``         (2H + 1, 2W + 1)       float64  its hierarchy of boundaries; only for the method that reads it
+``setting``      int                             position in the module's list of settings, in training
 ``index``        (B,)                   int64    stable sample id: every per-sample store's key
 ``name``         list of B strings               file name, relative to the folder it was found in
 ===============  =====================  =======  =================================================
 
 Pixels leave a datamodule as uint8, stereo pairs excepted; the module normalises them on its device. Semi-supervised
 training batches nest two such dicts: ``{"labeled": {...}, "unlabeled": {...}}``. An unlabelled
-``label``, where it is known, serves logging alone.
+``label``, where it is known, serves logging alone. For methods that take one image at a time (``guide``) a
+batch is one sample as it is, without the axis B.
 
 A datamodule that knows its classes has ``class_names: list[str]``, whose position is the label.
 """
