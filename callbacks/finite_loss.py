@@ -57,9 +57,11 @@ class FiniteLoss(pl.Callback):
         if bool(finite.all()):
             return
         epoch, batch_idx, loss, indices = recent[int((~finite).nonzero()[0])]
+        # A module with optimisers of its own takes no clipping from the trainer.
+        clipping = ", set trainer.gradient_clip_val=1.0" if trainer.lightning_module.automatic_optimization else ""
         raise InputError(
             f"the loss is {float(loss)} at batch {batch_idx} of epoch {epoch}{self._files(trainer, indices)}: "
-            "lower model.optimizer.lr, set trainer.gradient_clip_val=1.0, or look at these samples; "
+            f"lower model.optimizer.lr{clipping}, or look at these samples; "
             "the last checkpoint is from before"
         )
 

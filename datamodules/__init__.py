@@ -7,6 +7,7 @@ of samples that one process holds, ``T`` the frames of a clip, ``h, w`` pixels.
 field            shape                  dtype    meaning
 ===============  =====================  =======  =================================================
 ``image``        (B, 3, h, w)           uint8    RGB pixels, 0..255
+``whole``        (1, 3, H, W)           uint8    the photograph of ``image`` at its own size, in prediction
 ``video``        (B, T, 3, h, w)        uint8    RGB frames in time order, 0..255
 ``video``        (B, K, T, 3, h, w)     uint8    in evaluation: K temporal views of each clip
 ``video_fast``   (B, M, 3, hf, wf)      uint8    a clip at the fast play rate (M frames)

@@ -256,7 +256,9 @@ def sizes_of(files: dict[str, Path], kind: str, source: str) -> dict[str, tuple[
 
     10 000 files take some seconds: a JPEG is decoded only where its end is not found.
     """
-    sizes = of_each(_size, files)
+    with warnings.catch_warnings():  # here and not in the threads, which share the filters
+        warnings.simplefilter("ignore")
+        sizes = of_each(_size, files)
     broken = [name for name, size in sizes.items() if size is None]
     if broken:
         raise InputError(f"{len(broken)} of {len(files)} {kind} of {source} cannot be read: {first_few(broken)}")
@@ -265,8 +267,7 @@ def sizes_of(files: dict[str, Path], kind: str, source: str) -> dict[str, tuple[
 
 def _size(path: Path) -> tuple[int, int] | None:
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
-            warnings.simplefilter("ignore")
+        with Image.open(path) as picture:
             if picture.format != "JPEG" or not _ends_as_jpeg(path):
                 picture.load()  # a PNG's EXIF tag, too, may stand behind the pixels
             # From 5 on an orientation swaps width and height.

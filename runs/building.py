@@ -74,6 +74,10 @@ def build_trainer(
     switches them on itself, where it needs them (`torch.enable_grad`).
     """
     _silence_known_noise()
+    if not pieces.module.automatic_optimization:
+        for key, nothing in (("gradient_clip_val", (None, 0)), ("accumulate_grad_batches", (None, 1))):
+            if (value := config["trainer"].get(key)) not in nothing:
+                raise InputError(f"trainer.{key}={value} has no effect on a module that steps by itself: leave it out")
     if not config["trainer"].get("enable_progress_bar", True):
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     try:

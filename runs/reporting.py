@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runs.errors import InputError
+from runs.errors import InputError, did_you_mean
 from runs.folders import RESULT_FILE, RUN_FILE
 from runs.numbers import format_number
 
@@ -51,9 +51,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("folders", nargs="*", default=["outputs"], help="folders to search (default: outputs)")
     parser.add_argument("--metric", action="append", help="only this metric, for example test/top1 (may be repeated)")
+    parser.add_argument("--stage", help="what this stage of each run gave (default: the last one)")
     parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
     options = parser.parse_args(arguments)
-    groups = group_results(read_results([Path(folder) for folder in options.folders]))
+    results = read_results([Path(folder) for folder in options.folders])
+    groups = group_results(of_stage(results, options.stage) if options.stage else results)
     rows = [row for group in groups for row in rows_of(group, options.metric)]
     if not rows:
         known = sorted({metric for group in groups for metric in group.metrics})
@@ -78,6 +80,19 @@ def read_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
     if not results:
         raise InputError(f"no finished run ({RESULT_FILE} beside {RUN_FILE}) below {', '.join(map(str, folders))}")
     return results
+
+
+def of_stage(results: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """What one stage of each run gave; runs without it are left out.
+
+    Raises:
+        InputError: if no run has it.
+    """
+    stages = [result.get("stages") or {} for result in results]
+    if not any(name in of_run for of_run in stages):
+        known = {stage for of_run in stages for stage in of_run}
+        raise InputError(f"--stage: no run has a stage '{name}': {did_you_mean(name, known)}")
+    return [of_run[name] for of_run in stages if name in of_run]
 
 
 def group_results(results: Iterable[dict[str, Any]]) -> list[Group]:

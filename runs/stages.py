@@ -84,27 +84,37 @@ def fill_stage_checkpoints(node: Any, run_dir: Path) -> Any:
 
 
 def let_command_line_win(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Removes from every stage what the command line sets for the whole run.
+    """Puts what the command line sets for the whole run into every stage that sets it too.
 
     A stage's own values stand over the common ones; a value that the user typed stands over both,
-    or `trainer.max_epochs=1` would do nothing to an experiment whose stages set it.
+    or `trainer.max_epochs=1` would do nothing to an experiment whose stages set it. A stage that
+    does not set the value itself inherits it, or has another class that does not know it.
     """
     stages = {name: dict(own or {}) for name, own in (config.get("stages") or {}).items()}
     for key in changed_values(overrides):
-        if key.startswith("stages.") or (CONFIG_DIR / key).is_dir():
+        if key.startswith(("stages.", "hydra.")) or (CONFIG_DIR / key).is_dir():
             continue
+        path = key.split(".")
+        typed = _value_at(config, path)
         for name, own in stages.items():
-            stages[name] = _without(own, key.split("."))
+            stages[name] = _replaced(own, path, typed)
     return {**config, "stages": stages}
 
 
-def _without(node: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any]:
+def _value_at(node: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        node = node[part]
+    return node
+
+
+def _replaced(node: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The node with another value at the path, if it has one there."""
     head, *rest = path
     if head not in node:
         return dict(node)
-    if rest and isinstance(node[head], Mapping):
-        return {**node, head: _without(node[head], rest)}
-    return {key: value for key, value in node.items() if key != head} if not rest else dict(node)
+    if not rest:
+        return {**node, head: value}
+    return {**node, head: _replaced(node[head], rest, value)} if isinstance(node[head], Mapping) else dict(node)
 
 
 def _merge(common: Any, own: Any) -> Any:

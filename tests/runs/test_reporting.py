@@ -67,3 +67,18 @@ def test_unknown_metric_names_the_known_ones(folder):
 def test_a_folder_without_finished_runs_is_said(tmp_path):
     with pytest.raises(InputError, match="no finished run"):
         main([str(tmp_path)])
+
+
+def test_a_stage_can_be_reported_instead_of_the_last_one(tmp_path, capsys):
+    for seed, top1 in ((1, 20.0), (2, 30.0)):
+        write(tmp_path / str(seed), seed, 99.0)
+        path = tmp_path / str(seed) / "result.json"
+        whole = json.loads(path.read_text())
+        early = {**whole, "metrics": {"test/top1": top1}, "paper": {"metrics": {"test/top1": 7.0}}}
+        path.write_text(json.dumps({**whole, "stages": {"early": early, "late": whole}}))
+    write(tmp_path / "without", 3, 50.0)
+    main([str(tmp_path), "--stage", "early", "--format", "csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["runs"], row["mean ± std"].split()[0], row["paper"]) for row in rows] == [("2", "25.00", "7.0000")]
+    with pytest.raises(InputError, match="no run has a stage 'erly': did you mean early"):
+        main([str(tmp_path), "--stage", "erly"])

@@ -43,10 +43,18 @@ def test_only_stages_keeps_the_order_of_the_experiment_and_refuses_strangers():
 
 
 def test_what_the_command_line_sets_stands_over_every_stage():
-    won = let_command_line_win(CONFIG, ["trainer.max_epochs=5", "model.width=4", "trainer=gpu"])
-    assert "max_epochs" not in won["stages"]["first"]["trainer"]
+    words = ["trainer.max_epochs=9", "model.width=8", "trainer=gpu"]  # as CONFIG has them already
+    won = let_command_line_win(CONFIG, words)
+    assert won["stages"]["first"]["trainer"] == {"max_epochs": 9}
     assert won["stages"]["first"]["model"] == {"lr": 2.0}
     assert won["stages"]["second"] == CONFIG["stages"]["second"]
+
+
+def test_what_the_command_line_sets_reaches_a_stage_with_another_class_that_sets_it_too():
+    config = {**CONFIG, "stages": {"second": {"model": {"_target_": "b.Model", "depth": 3, "lr": 0.5}}}}
+    won = let_command_line_win(config, ["model.lr=1.0", "model.width=8"])
+    model = stage_config(won, Stage("second", RUN))["model"]
+    assert model == {"_target_": "b.Model", "depth": 3, "lr": 1.0}  # not gone: its class would take its own default
 
 
 def test_what_the_command_line_sets_for_one_stage_leaves_the_others_alone():

@@ -14,7 +14,7 @@ from runs.errors import InputError
 from runs.evaluating import evaluate_checkpoint
 from runs.folders import read_run
 from tests.toy.digits import DigitsModule
-from tests.toy.running import train_toy
+from tests.toy.running import train_here, train_toy
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,13 @@ def test_worker_processes_change_no_number(finished_run, tmp_path):
     train_toy(tmp_path / "run", "seed=3", "data.num_workers=2")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["metrics"] == json.loads((finished_run[0] / "result.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize("setting", ["gradient_clip_val=1.0", "accumulate_grad_batches=2"])
+def test_what_the_trainer_cannot_do_for_a_module_that_steps_by_itself_is_refused(tmp_path, setting):
+    words = ["experiment=modularity_graph_refinement_demo", f"trainer.{setting}", f"paths.data_dir={tmp_path}"]
+    with pytest.raises(InputError, match=rf"trainer\.{setting} has no effect on a module that steps by itself"):
+        train_here(tmp_path / "run", *words)
 
 
 def test_nan_loss_stops_the_run_and_names_step_and_files(tmp_path):
