@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -56,6 +57,15 @@ class KeepsResults(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesToPredict(Protocol):
+    """A datamodule that knows all photographs of a prediction."""
+
+    def names_to_predict(self) -> list[str]:
+        """Their names, on every process the same."""
+        ...
+
+
 class PerImageResults(pl.Callback):
     """Writes `<folder>/<image>/<setting>.png`, a 16-bit label map, and `.json` with all else about it.
 
@@ -66,7 +76,8 @@ class PerImageResults(pl.Callback):
     looks into that run's folder too. A result of another fingerprint is made again.
 
     A prediction's pictures of 16 bits are written as MATLAB files as well: `seg_lab`, labels from 1, the form in
-    which superpixels of this family of methods are handed on.
+    which superpixels of this family of methods are handed on. They are `<name>.mat` without the picture's ending;
+    with it (`a.jpg.mat`) where pictures differ in nothing else.
 
     Args:
         folder: of the results, ``<stage_dir>/results``.
@@ -79,10 +90,10 @@ class PerImageResults(pl.Callback):
         self._trainer: pl.Trainer | None = None
         self._bar: tuple[Any, Any] | None = None  # rich's progress display, and the task in it
         self._at_work = ""
-        self._mat_files: set[Path] = set()
+        self._shared: set[PurePosixPath] = set()  # names without ending that several pictures have
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        self._trainer, self._bar, self._mat_files = trainer, None, set()
+        self._trainer, self._bar = trainer, None
         if isinstance(module, KeepsResults):
             module.use_results(self)
 
@@ -99,10 +110,12 @@ class PerImageResults(pl.Callback):
                 if _digest(content) != written["picture"]:
                     raise ValueError("the picture is not the one that it was written with")
                 made_from = written["fingerprint"]
+                curves = {name: torch.tensor(values) for name, values in written["curves"].items()}
+                found = KeptResult(_labels(content), curves, float(written["seconds"]))
             except FileNotFoundError:
                 continue
-            except (ValueError, KeyError, TypeError) as error:
-                _terminal.info(f"{about} is damaged ({error}): made again")
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+                _terminal.info(f"{about} or its picture cannot be used ({error}): made again")
                 continue
             if made_from != fingerprint:
                 if source == self.folder.absolute():
@@ -110,8 +123,7 @@ class PerImageResults(pl.Callback):
                         f"{about} was made from another image, other superpixels or other settings: made again"
                     )
                 continue
-            curves = {name: torch.tensor(values) for name, values in written["curves"].items()}
-            return KeptResult(_labels(content), curves, float(written["seconds"]))
+            return found
         return None
 
     def keep(self, image: str, setting: str, fingerprint: str, made: MadeResult, about: Mapping[str, Any]) -> None:
@@ -126,7 +138,7 @@ class PerImageResults(pl.Callback):
 
         Raises:
             InputError: the disk is full, or the folder may not be written.
-            ValueError: a label does not fit into 16 bits.
+            ValueError: a label does not fit into 16 bits, or a number is not finite.
         """
         picture, file = _files(self.folder, image, setting)
         content = _png(made.labels)
@@ -137,8 +149,8 @@ class PerImageResults(pl.Callback):
             "fingerprint": fingerprint,
             "picture": _digest(content),
         }
+        text = json.dumps(written, indent=1, allow_nan=False) + "\n"
         write_atomically(picture, lambda stream: stream.write(content))
-        text = json.dumps(written, indent=1) + "\n"
         write_atomically(file, lambda stream: stream.write(text.encode()))
         _log.info("%s %s: %s labels, %.1f s", image, setting, about.get("labels", "?"), made.seconds)
         if self._bar is not None:
@@ -178,6 +190,12 @@ class PerImageResults(pl.Callback):
         writer.writerows(rows)
         write_atomically(self.table, lambda stream: stream.write(text.getvalue().encode()))
 
+    def on_predict_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        data = trainer.datamodule
+        names = data.names_to_predict() if isinstance(data, NamesToPredict) else []
+        times = Counter(PurePosixPath(name).with_suffix("") for name in names)
+        self._shared = {stem for stem, count in times.items() if count > 1}
+
     def on_predict_batch_end(
         self,
         trainer: pl.Trainer,
@@ -193,10 +211,9 @@ class PerImageResults(pl.Callback):
                     self._write_mat(column, PurePosixPath(row["name"]), np.asarray(value))
 
     def _write_mat(self, column: str, name: PurePosixPath, labels: NDArray[np.uint16]) -> None:
-        path = self.predictions / column / name.with_suffix(".mat")
-        if path in self._mat_files:  # a.jpg beside a.png
-            path = path.with_name(f"{name.name}.mat")
-        self._mat_files.add(path)
+        stem = name.with_suffix("")
+        # Not by what was written already: other processes write too.
+        path = self.predictions / column / f"{name if stem in self._shared else stem}.mat"
         # As MATLAB counts: from 1. The last of 65 536 labels would not fit into 16 bits.
         values = labels.astype(np.uint32) + 1
         kind = np.uint16 if values.max() < LABELS_MAX else np.uint32

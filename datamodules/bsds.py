@@ -78,6 +78,11 @@ class SegmentedImages(Dataset):
         guide = self.superpixels.guide(self.root, image, pixels, size)
         source = self.superpixels.source_of(self.root, image)
         log.info("guide of %s: %s, K = %d superpixels", image.name, source, guide.max() + 1)
+        if not guide.any():
+            warnings.warn(
+                f"{image.name} has one superpixel ({source} parts nothing): what is voted there has one region",
+                stacklevel=2,
+            )
         sample = {
             "image": as_tensor(pixels),
             "guide": torch.from_numpy(guide),
@@ -234,6 +239,10 @@ class BSDSDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         assert self._to_predict is not None
         return self._each_once(self._to_predict)
+
+    def names_to_predict(self) -> list[str]:
+        """Of all photographs of a prediction, those of other processes too."""
+        return [] if self._to_predict is None else [image.name for image in self._to_predict.images]
 
     def _each_once(self, images: SegmentedImages) -> DataLoader:
         assert self.trainer is not None

@@ -13,6 +13,7 @@ from datamodules.bsds_files import BSDSImage, read_superpixels, read_ucm2
 from runs.errors import InputError, first_few
 
 Source = Literal["mat", "ucm", "felzenszwalb", "slic"]
+OTHER_SOURCES = "set data.superpixels.source to auto, felzenszwalb or slic, which need no files"
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,21 @@ class Felzenszwalb:
         scale: larger gives larger regions.
         sigma: of the smoothing before, pixels.
         min_size: of a region, pixels.
+
+    Raises:
+        InputError: a value that makes no sense.
     """
 
     scale: float
     sigma: float
     min_size: int
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0 or self.sigma < 0 or self.min_size < 1:
+            raise InputError(
+                f"data.superpixels.felzenszwalb: scale={self.scale} must be above 0, sigma={self.sigma} 0 or more and "
+                f"min_size={self.min_size} 1 or more"
+            )
 
     def regions(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Regions (H, W) of an RGB image (H, W, 3)."""
@@ -43,10 +54,20 @@ class SLIC:
     Attributes:
         segments: about how many.
         compactness: weight of place against colour.
+
+    Raises:
+        InputError: a value that makes no sense.
     """
 
     segments: int
     compactness: float
+
+    def __post_init__(self) -> None:
+        if self.segments < 2 or self.compactness <= 0:
+            raise InputError(
+                f"data.superpixels.slic: segments={self.segments} must be 2 or more and "
+                f"compactness={self.compactness} above 0"
+            )
 
     def regions(self, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Regions (H, W) of an RGB image (H, W, 3)."""
@@ -108,16 +129,20 @@ class Superpixels:
             if missing:
                 raise InputError(
                     f"{len(missing)} of {len(images)} images have no superpixel file: {first_few(missing)}; put them "
-                    "there, or set data.superpixels.source to auto, ucm, felzenszwalb or slic"
+                    f"there, or {OTHER_SOURCES}"
                 )
         if self.source == "ucm":
-            find_ucm2(images, "data.superpixels.source=ucm")
+            try:
+                find_ucm2(images, "data.superpixels.source=ucm")
+            except InputError as error:
+                raise InputError(f"{error}; {OTHER_SOURCES}") from error
 
     def from_file(self, root: Path, image: BSDSImage, size: tuple[int, int]) -> NDArray[np.int64]:
         """Superpixels (H, W) that a photograph's file holds, where its source is mat or ucm.
 
         Raises:
-            InputError: the file is missing, broken, of another size than the photograph, or no guide.
+            InputError: the file is missing, broken, of another size than the photograph, has one superpixel or one
+                for each pixel.
         """
         if self.source_of(root, image) == "mat":
             path = self.mat_file(root, image)
@@ -134,12 +159,14 @@ class Superpixels:
                 f"{path} is for an image of {labels.shape[0]}x{labels.shape[1]} pixels (rows x columns), the "
                 f"photograph has {size[0]}x{size[1]}: they must have one size"
             )
-        return _numbered(labels, image, self.source_of(root, image))
+        return _numbered(labels, image, self.source_of(root, image), least=2)
 
     def guide(
         self, root: Path, image: BSDSImage, pixels: NDArray[np.uint8], size: tuple[int, int]
     ) -> NDArray[np.int64]:
         """Superpixels (h, w) of a photograph, numbered 0..K-1.
+
+        K is 1 where there is nothing to part, as in a photograph of one colour.
 
         Args:
             root: folder of the data.
@@ -148,8 +175,8 @@ class Superpixels:
             size: rows and columns of the photograph itself, which its files have.
 
         Raises:
-            InputError: a file that is missing, broken or of another size, one superpixel for the whole image or
-                one for each pixel.
+            InputError: a file that is missing, broken, of another size or of one superpixel; one superpixel for
+                each pixel.
         """
         source = self.source_of(root, image)
         if source in ("mat", "ucm"):
@@ -158,14 +185,14 @@ class Superpixels:
                 labels = resize_labels(labels, (pixels.shape[0], pixels.shape[1]))
         else:
             labels = (self.felzenszwalb if source == "felzenszwalb" else self.slic).regions(pixels)
-        return _numbered(labels, image, source)
+        return _numbered(labels, image, source, least=1)
 
 
-def _numbered(labels: NDArray[np.int64], image: BSDSImage, source: Source) -> NDArray[np.int64]:
-    """The same superpixels as 0..K-1; refuses K = 1 and one for each pixel."""
+def _numbered(labels: NDArray[np.int64], image: BSDSImage, source: Source, least: int) -> NDArray[np.int64]:
+    """The same superpixels as 0..K-1; refuses fewer than the least and one for each pixel."""
     numbered = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
     count = int(numbered.max()) + 1
-    if count in (1, numbered.size):
+    if not least <= count < numbered.size:
         raise InputError(
             f"the guide of {image.image} from source {source} has {count} superpixels on "
             f"{numbered.size} pixels: it must part the image, and have fewer superpixels than pixels; choose "

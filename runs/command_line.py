@@ -67,13 +67,15 @@ def _evaluate(task: Task) -> None:
     if any(word in ("--help", "-h", "--hydra-help", "--version") for word in sys.argv[1:]):
         _hydra_main("eval", task)
         return
-    checkpoint = _take_override("ckpt_path")
-    if checkpoint is None:
+    given = _take_override("ckpt_path")
+    if given is None:
         raise InputError("eval.py needs a checkpoint: python eval.py ckpt_path=<run>/<stage>/checkpoints/last.ckpt")
     from runs.checkpoints import evaluation_config
+    from runs.folders import last_checkpoint
 
-    content = evaluation_config(Path(checkpoint))
-    content["ckpt_path"] = checkpoint
+    checkpoint = last_checkpoint(Path(given)) or Path(given)  # of the folder of a stage, or of a run of one stage
+    content = evaluation_config(checkpoint)
+    content["ckpt_path"] = str(checkpoint)
     composition.register_base_config("checkpoint", content, ["_self_", "eval"])
     _hydra_main("checkpoint", task)
 

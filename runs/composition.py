@@ -126,9 +126,11 @@ def _unknown_key(key: str, overrides: Sequence[str], config_name: str) -> InputE
     except Exception:
         known = []
     groups = [path.name for path in CONFIG_DIR.iterdir() if path.is_dir()]
-    last = key.rpartition(".")[2]
+    parent, _, last = key.rpartition(".")
     twins = [k for k in known if k.rpartition(".")[2] == last]
     hint = f"did you mean {' or '.join(twins[:3])}?" if twins else did_you_mean(key, [*known, *groups])
+    if parent.startswith("stages.") and parent in known:  # a stage's own part of the config holds a few keys only
+        hint = f"a stage sets more than its experiment does by a plus, +{key}=<value>; or {hint}"
     return InputError(f"there is no '{key}' in this config: {hint}")
 
 

@@ -144,10 +144,10 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """The table at the end of a run: this run, the floor on the same data, the paper."""
+    """The table at the end of a stage: this run, the floor on the same data, the paper."""
     paper = result.get("paper") or {}
     paper_metrics = paper.get("metrics") or {}
-    title = result["name"] + (f", {result['variant']}" if result.get("variant") else "")
+    title = ", ".join(str(result[key]) for key in ("name", "variant", "stage") if result.get(key))
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     for column in ("this run", "floor", "paper"):

@@ -1,11 +1,15 @@
 """What a run says: everything to `run.log`, warnings and a few plain lines to the terminal too."""
 
 import logging
+import warnings
 from pathlib import Path
+from typing import Any
 
+from runs.composition import PROJECT_ROOT
 from runs.processes import global_rank
 
 log = logging.getLogger("reprise")
+_with_its_place = warnings.formatwarning
 _LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning")
 
 
@@ -20,6 +24,7 @@ def log_to(folder: Path) -> None:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     logging.captureWarnings(True)
+    warnings.formatwarning = _plainly
     if global_rank() != 0:
         root.addHandler(logging.NullHandler())
         return
@@ -36,3 +41,10 @@ def log_to(folder: Path) -> None:
 def say(line: str) -> None:
     """A line for the person at the terminal, kept in the log as well."""
     log.info(line)
+
+
+def _plainly(message: Any, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning of ours as its sentence alone; where in the code it was raised helps nobody."""
+    place = Path(filename)
+    ours = category is UserWarning and place.is_relative_to(PROJECT_ROOT) and ".venv" not in place.parts
+    return f"warning: {message}" if ours else _with_its_place(message, category, filename, lineno, line)

@@ -61,23 +61,31 @@ def resolve_stage(config: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
     return to_plain(OmegaConf.create(stage_config(config, stage)))
 
 
-def fill_stage_checkpoints(node: Any, run_dir: Path) -> Any:
+def fill_stage_checkpoints(node: Any, run_dir: Path, key: str = "") -> Any:
     """Puts the checkpoint of a finished stage for each `${stage:<name>}` in a resolved config.
+
+    Args:
+        node: the config, or a part of it.
+        run_dir: the run's folder.
+        key: of the part, as one types it.
 
     Raises:
         InputError: if the stage that it refers to has no checkpoint in this run.
     """
     if isinstance(node, dict):
-        return {key: fill_stage_checkpoints(value, run_dir) for key, value in node.items()}
+        return {
+            name: fill_stage_checkpoints(value, run_dir, f"{key}.{name}" if key else name)
+            for name, value in node.items()
+        }
     if isinstance(node, list):
-        return [fill_stage_checkpoints(value, run_dir) for value in node]
+        return [fill_stage_checkpoints(value, run_dir, key) for value in node]
     if isinstance(node, str) and node.startswith("${stage:") and node.endswith("}"):
         name = node.removeprefix("${stage:").removesuffix("}")
         checkpoint = last_checkpoint(run_dir / name)
         if checkpoint is None:
             raise InputError(
-                f"{node} refers to the checkpoint of stage '{name}', which this run does not have: run that stage "
-                "too, or give a checkpoint instead, for example model.init_from=<path>"
+                f"{key} is the checkpoint of stage '{name}', which this run does not have: run that stage too, or give "
+                f"a checkpoint, {key}=<path>"
             )
         return str(checkpoint)
     return node

@@ -104,7 +104,9 @@ def train_run(run_dir: Path) -> None:
         last = results[stages[-1].name]
         fit_seconds = sum(result["fit_seconds"] for result in results.values())
         write_result(run_dir, {**last, "stage": None, "fit_seconds": round(fit_seconds, 3), "stages": results})
-    print_result(read_result(run_dir))
+    for result in results.values():
+        print_result(result)
+    say(f"results, figures and checkpoints are in {run_dir}")
 
 
 def _fit_and_test(config: Mapping[str, Any], stage: Stage, run_dir: Path, record: RunRecord) -> None:
@@ -123,7 +125,8 @@ def _fit_and_test(config: Mapping[str, Any], stage: Stage, run_dir: Path, record
         # The weights are in the checkpoint; where they came from at first may be gone.
         config = {**config, "model": without_initial_weights(config["model"])}
         config["stages"] = without_initial_weights(config.get("stages") or {})
-    resolved = fill_stage_checkpoints(resolve_stage(config, stage), run_dir)
+    own_key = f"stages.{stage.name}" if stage.name else ""
+    resolved = fill_stage_checkpoints(resolve_stage(config, stage), run_dir, own_key)
     say(f"{stage.name or config['name']}: {'goes on from ' + str(checkpoint) if checkpoint else 'starts'}")
     seed_everything(resolved["seed"], workers=True, verbose=False)
     pieces = build_pieces(resolved)

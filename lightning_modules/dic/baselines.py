@@ -36,6 +36,9 @@ class KMeansColours(OneNumberSegmenter):
     Args:
         n_init: starts of which the best counts.
         settings, ois_select, seed: as for `PerImageSegmenter`.
+
+    Raises:
+        InputError: as for `OneNumberSegmenter`; in `segment` more clusters than pixels.
     """
 
     setting_names: ClassVar[tuple[str, ...]] = ("k",)
@@ -55,9 +58,11 @@ class KMeansColours(OneNumberSegmenter):
     def segment(self, sample: Mapping[str, Any], setting: Sequence[float]) -> Segmentation:
         from sklearn.cluster import KMeans
 
-        pixels = _rgb(sample)
+        pixels, k = _rgb(sample), int(setting[0])
+        if k > (most := pixels.shape[0] * pixels.shape[1]):
+            raise InputError(f"model.settings: k={k} must be at most {most}, the pixels of {sample['name']}")
         # Without a random_state scikit-learn draws from NumPy's global stream, which is seeded for each label map.
-        clusters = KMeans(int(setting[0]), n_init=self.n_init).fit_predict(pixels.reshape(-1, 3).astype(np.float64))
+        clusters = KMeans(k, n_init=self.n_init).fit_predict(pixels.reshape(-1, 3).astype(np.float64))
         return _segmentation(clusters.reshape(pixels.shape[:2]))
 
 
@@ -159,6 +164,8 @@ class NormalizedCut(OneNumberSegmenter):
         from skimage.graph import rag_mean_color
 
         guide = sample["guide"].cpu().numpy()
+        if not guide.any():  # scikit-image makes no graph of one superpixel
+            return Segmentation(sample["guide"])
         graph = rag_mean_color(_rgb(sample), guide, mode="similarity", sigma=self.sigma)
         weights = networkx.to_numpy_array(graph, nodelist=range(int(guide.max()) + 1))
         np.fill_diagonal(weights, 1.0)  # a superpixel is like itself

@@ -8,8 +8,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_modules.dic.losses import refinement_loss, superpixel_vote
-from lightning_modules.dic.per_image import PerImageSegmenter, Sample, Segmentation
+from lightning_modules.dic.per_image import PerImageSegmenter, Sample, Segmentation, full_name
 from runs.errors import InputError
+
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 class DICModule(PerImageSegmenter):
@@ -27,7 +29,8 @@ class DICModule(PerImageSegmenter):
         seed: of the run.
 
     Raises:
-        InputError: T, C or M below 1, a width of 0 or below, or 16-bit floats without bfloat16's range.
+        InputError: T, M or Gamma below 1, C below 2, a width of 0 or below, min_labels below 0; in `setup` a precision
+            other than float32 and bfloat16; in `segment` a loss that is not finite.
     """
 
     setting_names: ClassVar[tuple[str, ...]] = ("C", "M")
@@ -49,6 +52,9 @@ class DICModule(PerImageSegmenter):
             raise InputError(f"model.T={T} must be 1 inner step or more")
         if width <= 0:
             raise InputError(f"model.width={width} must be above 0")
+        if min_labels < 0:
+            raise InputError(f"model.min_labels={min_labels} must be 0 labels or more")
+        dcs(channels=2, centres=1)  # refuses its own arguments now and not at the first image
         for C, M in settings:
             if C < 2 or M < 1:
                 raise InputError(f"model.settings: [{C}, {M}] needs 2 channels or more and 1 centre or more")
@@ -56,10 +62,15 @@ class DICModule(PerImageSegmenter):
         self.width, self.T, self.min_labels = width, T, min_labels
 
     def segment(self, sample: Sample, setting: Sequence[float]) -> Segmentation:
-        """Algorithm 1: T steps of refined self-training on one image; returns the labels of the last vote."""
+        """Algorithm 1: T steps of refined self-training on one image; returns the labels of the last vote.
+
+        Where one superpixel is the whole image the vote leaves one label, so no step is made.
+        """
         C, M = (int(value) for value in setting)
         guide = sample["guide"].flatten()  # S, line 3
         K = int(guide.max()) + 1
+        if K == 1:
+            return Segmentation(torch.zeros_like(sample["guide"]))
         image = sample["image"][None].float().div(255).contiguous(memory_format=torch.channels_last)
 
         # Line 4: a new network for each image and setting, so that their order changes nothing.
@@ -87,6 +98,12 @@ class DICModule(PerImageSegmenter):
                 break
 
         curves = {"loss": torch.stack(losses), "labels": torch.tensor(live)}
+        finite = curves["loss"].isfinite()
+        if not finite.all():  # all pixels of a NaN map have one label, as in a map that merged
+            raise InputError(
+                f"{sample['name']} with {self.setting_name(setting)}: the loss is not finite in inner step "
+                f"{int(finite.long().argmin()) + 1} of {self.T}; lower model.optimizer.lr"
+            )
         return Segmentation(refined.view(sample["guide"].shape), curves)  # voted (official code); line 17 is unvoted
 
     def recipe(self) -> dict[str, Any]:
@@ -96,12 +113,12 @@ class DICModule(PerImageSegmenter):
             "T": self.T,
             "min_labels": self.min_labels,
             "width": self.width,
-            **{name: [part.func.__qualname__, part.keywords] for name, part in parts.items()},
+            **{name: [full_name(part.func), part.keywords] for name, part in parts.items()},
         }
 
     def setup(self, stage: str) -> None:
-        """Refuses half precision: its gradients, means over all pixels, would be 0."""
-        if self.trainer.precision in ("16-mixed", "16-true"):
+        """Refuses other floats: in fp16 gradients that are means over all pixels would be 0; the rest is untried."""
+        if self.trainer.precision not in PRECISIONS:
             raise InputError(
-                f"trainer.precision={self.trainer.precision} loses DIC's gradients: use bf16-mixed or 32-true"
+                f"trainer.precision={self.trainer.precision} is not for DIC: use {' or '.join(PRECISIONS)}"
             )

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runs.errors import InputError
+
 EPSILON = 1e-6  # in the denominator of Eq. 3; official code
 
 
@@ -73,12 +75,17 @@ class DeepClustering(nn.Module):
             centres kept at unit length, ReLU, a second 1x1 convolution, Y added, ReLU. ``paper``: Eq. 2 to 4 as
             they stand, with gradients through all rounds. ``none``: Upsilon = Y (Table 5).
         gamma: Gamma, rounds of Eq. 2 and 3.
+
+    Raises:
+        InputError: Gamma below 1.
     """
 
     start: Tensor  # Omega^0, (M, C)
 
     def __init__(self, channels: int, centres: int, variant: Literal["official", "paper", "none"], gamma: int) -> None:
         super().__init__()
+        if gamma < 1:
+            raise InputError(f"model.dcs.gamma={gamma} must be 1 round or more")
         self.variant, self.gamma = variant, gamma
         start = torch.randn(centres, channels) * math.sqrt(2 / centres)
         self.register_buffer("start", F.normalize(start, dim=1))

@@ -82,7 +82,8 @@ class PerImageSegmenter(pl.LightningModule, ABC):
         settings: numbers of each setting, named by ``setting_names``.
         ois_select: which setting counts for an image in ``test/<score>``: for each score its own best
             (``per_metric``, the benchmark's way) or the one with the best PRI for all (``pri``).
-        seed: of the run; a segmentation depends on it, on the pixels and on the setting, and on nothing else.
+        seed: of the run; a segmentation depends on it, on pixels, guide, setting, hyper-parameters, device and
+            precision, and not on order, neighbours, file name or number of processes.
 
     Raises:
         InputError: no setting, one twice, or one with too few or too many numbers.
@@ -132,7 +133,7 @@ class PerImageSegmenter(pl.LightningModule, ABC):
 
     def setting_name(self, setting: Sequence[float]) -> str:
         """``C50_M32``."""
-        return "_".join(f"{name}{value:g}" for name, value in zip(self.setting_names, setting, strict=True))
+        return "_".join(f"{name}{_written(value)}" for name, value in zip(self.setting_names, setting, strict=True))
 
     def segmentation(self, sample: Sample, place: int) -> Segmentation:
         """The label map of an image and the setting at a place of the list: found, or made and kept."""
@@ -142,7 +143,7 @@ class PerImageSegmenter(pl.LightningModule, ABC):
         if found is not None:
             return found
         with torch.enable_grad():
-            # The pixels stand for the image: neither its file name nor its place in a list changes the result.
+            # The pixels stand for the image: its file name and its place in a list do not reach the streams.
             seed_streams(self.seed, _digest(sample["image"]), *(float(value) for value in setting))
             started = time.perf_counter()
             made = self.segment(sample, setting)
@@ -166,7 +167,7 @@ class PerImageSegmenter(pl.LightningModule, ABC):
         """A digest of all that decides the label map."""
         trainer = self._trainer
         decided = {
-            "method": type(self).__qualname__,
+            "method": full_name(type(self)),
             "setting": [float(value) for value in setting],
             "seed": self.seed,
             "precision": "32-true" if trainer is None else str(trainer.precision),
@@ -190,7 +191,7 @@ class PerImageSegmenter(pl.LightningModule, ABC):
         if "spare" in batch:  # this process has fewer label maps to make
             return
         made = self.segmentation(batch, int(batch["setting"]))
-        logged = {f"{name}": curve[-1] for name, curve in made.curves.items() if len(curve)}
+        logged = {name: curve[-1] for name, curve in made.curves.items() if len(curve)}
         logged |= {"labels": len(made.labels.unique()), "seconds": made.seconds}
         if scores := self.scores([made.labels], batch):
             logged |= scores[0].as_dict()
@@ -316,6 +317,11 @@ class PerImageSegmenter(pl.LightningModule, ABC):
         return figures
 
 
+def full_name(thing: Any) -> str:
+    """Of a class or a function, its module included."""
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
 def enlarge_pixels(image: Tensor, size: tuple[int, int]) -> Tensor:
     """A picture (3, h, w) uint8 at another size, for the eye."""
     if image.shape[-2:] == size:
@@ -332,6 +338,11 @@ def _digest(values: Tensor | NDArray) -> str:
     digest = hashlib.blake2b(repr((array.dtype.str, array.shape)).encode(), digest_size=16)
     digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _written(value: float) -> str:
+    """All digits: numbers that differ have names that differ."""
+    return repr(int(value) if float(value).is_integer() else float(value))
 
 
 def _plain_size(sample: Sample) -> tuple[int, int]:

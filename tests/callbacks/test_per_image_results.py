@@ -134,21 +134,49 @@ def test_names_below_folders_stay_below_them(tmp_path):
     assert results.find("trip/a.jpg", "C2_M2", "print") is not None
 
 
-def test_a_prediction_writes_matlab_files_that_count_from_1(tmp_path):
+@pytest.mark.parametrize("shares", [[[0, 1, 2, 3]], [[3, 2, 1, 0]], [[0, 2], [1, 3]]])
+def test_a_prediction_writes_matlab_files_that_count_from_1_whoever_writes_them(tmp_path, shares):
+    """Each process has a share. Their names do not depend on what was written before."""
+    names = ["trip/a.jpg", "trip/a.png", "a.jpg", "b.v2.png"]
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(names_to_predict=lambda: names))
+    values = {name: np.full((3, 4), place, np.uint16) for place, name in enumerate(names)}
+    for share in shares:
+        results = keeper(tmp_path)
+        results.on_predict_start(trainer, None)
+        for place in share:
+            labels = Image.fromarray(values[names[place]])
+            row = {"name": names[place], "C2_M2_labels": labels, "shown": Image.new("RGB", (4, 3))}
+            results.on_predict_batch_end(trainer, None, [row], None, 0)
+    folder = tmp_path / "predictions" / "C2_M2_labels"
+    files = ["trip/a.jpg.mat", "trip/a.png.mat", "a.mat", "b.v2.mat"]
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.mat")) == sorted(files)
+    for name, file in zip(names, files, strict=True):
+        assert np.array_equal(loadmat(folder / file)["seg_lab"], values[name].astype(int) + 1)
+
+
+@pytest.mark.parametrize("change", [{"curves": [1]}, {"curves": {"loss": "x"}}, {"seconds": "x"}, {"seconds": None}])
+def test_a_result_whose_facts_cannot_be_read_is_made_again(tmp_path, caplog, change):
     results = keeper(tmp_path)
-    labels = np.arange(12, dtype=np.uint16).reshape(3, 4)
-    rows = [
-        {"name": name, "C2_M2_labels": Image.fromarray(labels), "shown": Image.new("RGB", (4, 3))}
-        for name in ("trip/a.jpg", "trip/a.png")
-    ]
-    results.on_predict_batch_end(None, None, rows, None, 0)
-    files = sorted((tmp_path / "predictions").rglob("*.mat"))
-    assert [path.relative_to(tmp_path / "predictions").as_posix() for path in files] == [
-        "C2_M2_labels/trip/a.mat",
-        "C2_M2_labels/trip/a.png.mat",
-    ]
-    for path in files:
-        assert np.array_equal(loadmat(path)["seg_lab"], labels.astype(int) + 1)
+    results.keep("2018", "C50_M32", "print", result(), {})
+    file = tmp_path / "results" / "2018" / "C50_M32.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with caplog.at_level("INFO"):
+        assert results.find("2018", "C50_M32", "print") is None
+    assert "made again" in caplog.text
+
+
+def test_a_result_that_the_system_does_not_give_is_made_again(tmp_path, caplog):
+    (tmp_path / "results" / "2018" / "C50_M32.json").mkdir(parents=True)
+    with caplog.at_level("INFO"):
+        assert keeper(tmp_path).find("2018", "C50_M32", "print") is None
+    assert "made again" in caplog.text
+
+
+def test_a_result_that_is_not_finite_is_not_written(tmp_path):
+    made = KeptResult(result().labels, {"loss": torch.tensor([1.5, float("nan")])}, 1.0)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        keeper(tmp_path).keep("2018", "C50_M32", "print", made, {})
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_scores_are_one_table_written_whole(tmp_path):

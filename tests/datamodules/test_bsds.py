@@ -343,6 +343,17 @@ def test_superpixels_that_are_no_guide_are_refused_before_the_run_starts(bsds500
         datamodule(bsds500, superpixels=superpixels(source="auto")).setup("fit")
 
 
+def test_a_plain_photograph_stops_nothing_and_is_named(bsds500):
+    plain = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+    Image.fromarray(plain).save(bsds500 / "BSDS500/data/images/test/8068.jpg")
+    module = datamodule(bsds500)
+    module.setup("fit")
+    images = images_of(module)
+    with pytest.warns(UserWarning, match="8068 has one superpixel") as caught:
+        guides = [images[place]["guide"] for place in range(3)]
+    assert len(caught) == 1 and [bool(guide.any()) for guide in guides] == [True, False, True]
+
+
 def test_human_maps_of_another_size_are_refused_with_both_sizes(bsds500):
     write_truth(bsds500 / "BSDS500/data/groundTruth/test/8068.mat", [some_map(0), some_map(1, 21, 30)])
     with pytest.raises(InputError, match=r"8068\.jpg .*8068\.mat\) has 21x30 .*20x30"):

@@ -1,5 +1,6 @@
 """Guides of single photographs: sources, their order, sizes and what no guide may be."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,13 @@ def test_a_missing_file_of_a_named_source_stops_with_its_name(tmp_path, image, p
     superpixels("auto").check(tmp_path, [image])
 
 
+@pytest.mark.parametrize("source", ["mat", "ucm"])
+def test_a_photograph_without_files_is_told_the_way_out(tmp_path, image, source):
+    """As in a prediction, whose layout has no hierarchies."""
+    with pytest.raises(InputError, match=r"set data\.superpixels\.source to auto, felzenszwalb or slic"):
+        superpixels(source).check(tmp_path, [replace(image, ucm2=None)])
+
+
 def test_superpixels_of_another_size_stop_with_both_sizes(tmp_path, image, pixels):
     write_mat(tmp_path, np.arange(24 * 35).reshape(24, 35) // 50)
     with pytest.raises(InputError, match=r"2018\.mat is for an image of 24x35 .*24x36"):
@@ -121,10 +129,25 @@ def test_one_superpixel_or_one_for_each_pixel_is_refused(tmp_path, image, pixels
         superpixels("mat").guide(tmp_path, image, pixels, SIZE)
 
 
-def test_a_plain_picture_has_no_felzenszwalb_guide(tmp_path, image):
+def test_a_plain_picture_has_one_superpixel(tmp_path, image):
     plain = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
-    with pytest.raises(InputError, match="source felzenszwalb has 1 superpixels"):
-        superpixels("felzenszwalb").guide(tmp_path, image, plain, SIZE)
+    guide = superpixels("felzenszwalb").guide(tmp_path, image, plain, SIZE)
+    assert guide.shape == SIZE and not guide.any()
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: Felzenszwalb(0.0, 0.5, 20), r"data\.superpixels\.felzenszwalb: scale=0\.0 must be above 0"),
+        (lambda: Felzenszwalb(10.0, -0.5, 20), r"sigma=-0\.5 0 or more"),
+        (lambda: Felzenszwalb(10.0, 0.5, 0), r"min_size=0 1 or more"),
+        (lambda: SLIC(1, 10.0), r"data\.superpixels\.slic: segments=1 must be 2 or more"),
+        (lambda: SLIC(20, 0.0), r"compactness=0\.0 above 0"),
+    ],
+)
+def test_settings_that_make_no_superpixels_are_refused(build, sentence):
+    with pytest.raises(InputError, match=sentence):
+        build()
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0])

@@ -192,6 +192,11 @@ def test_settings_that_make_no_sense_are_refused(build, sentence):
         build()
 
 
+def test_more_clusters_than_pixels_are_refused_with_the_image_named():
+    with pytest.raises(InputError, match=r"k=2401 must be at most 2400, the pixels of 0"):
+        KMeansColours(1, [[2401]], **COMMON).segmentation(sample(), 0)
+
+
 # ---- through the doors ---------------------------------------------------------------------------------
 
 

@@ -2,12 +2,15 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from components.metrics.regions import region_scores
+from lightning_modules.dic.baselines import FelzenszwalbRegions, KMeansColours, NormalizedCut, SLICRegions
 from lightning_modules.dic.figures import boundaries_on, magnified, mean_colours
 from lightning_modules.dic.network import DeepClustering, FeatureTransform
 from lightning_modules.dic.per_image import PerImageSegmenter, Segmentation, enlarge_pixels
@@ -127,6 +130,80 @@ def test_the_fingerprint_knows_all_that_decides_a_label_map():
     assert json.dumps(base.recipe()), "plain values"
 
 
+def optimiser(module: str, name: str):
+    """An SGD of that name."""
+    return partial(type(name, (torch.optim.SGD,), {"__module__": module, "__qualname__": name}), lr=0.05)
+
+
+def method(module: str, name: str) -> PerImageSegmenter:
+    """A segmenter of that name."""
+    return type(name, (Fixed,), {"__module__": module, "__qualname__": name})([None])
+
+
+def with_precision(name: str) -> PerImageSegmenter:
+    module = dic_module()
+    module._trainer = SimpleNamespace(precision=name)
+    return module
+
+
+COMMON = {"ois_select": "pri", "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: method("a", "Slic"), lambda: method("a", "Grid")),
+        (lambda: method("a", "Slic"), lambda: method("b", "Slic")),
+        (lambda: with_precision("32-true"), lambda: with_precision("bf16-mixed")),
+        (lambda: dic_module(optimizer=optimiser("a", "SGD")), lambda: dic_module(optimizer=optimiser("a", "Adam"))),
+        (lambda: dic_module(optimizer=optimiser("a", "SGD")), lambda: dic_module(optimizer=optimiser("b", "SGD"))),
+        (lambda: KMeansColours(1, [[5]], **COMMON), lambda: KMeansColours(2, [[5]], **COMMON)),
+        (lambda: FelzenszwalbRegions(0.8, 9, [[5]], **COMMON), lambda: FelzenszwalbRegions(0.7, 9, [[5]], **COMMON)),
+        (lambda: FelzenszwalbRegions(0.8, 9, [[5]], **COMMON), lambda: FelzenszwalbRegions(0.8, 8, [[5]], **COMMON)),
+        (lambda: SLICRegions(10.0, [[5]], **COMMON), lambda: SLICRegions(11.0, [[5]], **COMMON)),
+        (lambda: NormalizedCut(255.0, 10, [[5]], **COMMON), lambda: NormalizedCut(254.0, 10, [[5]], **COMMON)),
+        (lambda: NormalizedCut(255.0, 10, [[5]], **COMMON), lambda: NormalizedCut(255.0, 11, [[5]], **COMMON)),
+    ],
+)
+def test_the_fingerprint_knows_method_precision_optimiser_and_the_rivals_numbers(one, other):
+    batch, prints = sample(), [build().fingerprint(sample(), [5, 4]) for build in (one, one, other)]
+    assert prints[0] == prints[1] != prints[2]
+    hierarchies = [one().fingerprint({**batch, "ucm2": torch.full((31, 35), value)}, [5, 4]) for value in (0.1, 0.2)]
+    assert len({prints[0], *hierarchies}) == 3
+
+
+def test_settings_that_differ_have_names_that_differ():
+    module = NormalizedCut(255.0, 10, [[0.1], [0.1234567], [0.12345671], [1e-7], [2.0], [1234567]], **COMMON)
+    names = ["0.1", "0.1234567", "0.12345671", "1e-07", "2", "1234567"]
+    assert module.labels_of_settings == [f"threshold{name}" for name in names]
+    with pytest.raises(InputError, match="holds threshold2 twice"):
+        NormalizedCut(255.0, 10, [[2], [2.0]], **COMMON)
+
+
+def test_a_map_of_a_diverged_network_is_refused_and_not_kept():
+    """NaN features have one label, as a map that merged into one region."""
+    module, kept = dic_module(T=8, optimizer=partial(torch.optim.SGD, lr=1e30)), Kept()
+    module.use_results(kept)
+    with pytest.raises(
+        InputError, match=r"^one with C5_M4: the loss is not finite in inner step [2-8] of 8; lower model"
+    ):
+        module.segmentation(sample(), 0)
+    assert kept.found == {}
+
+
+def test_a_guide_of_one_superpixel_is_answered_with_one_region_and_no_step():
+    plain = sample(1, name="sky", guide=torch.zeros(15, 17, dtype=torch.long))
+    module, kept = dic_module(min_labels=0), Kept()
+    module.use_results(kept)
+    logged = scores_of(module, [plain, sample()])
+    assert not kept.found["sky", "C5_M4", module.fingerprint(plain, [5, 4])].labels.any()
+    assert [row["steps"] for row in module.table] == [3, None] and logged["test/judged_images"] == 2
+    (row,) = dic_module().predict_step(plain, 0)
+    assert row["C5_M4_count"] == 1
+    labels = NormalizedCut(255.0, 10, [[0.1]], **COMMON).segmentation(plain, 0).labels
+    assert not labels.any()
+
+
 def test_a_result_says_what_it_was_made_of_and_what_it_scored():
     module, kept = dic_module(), Kept()
     module.use_results(kept)
@@ -156,8 +233,6 @@ class Fixed(PerImageSegmenter):
 
 def scores_of(module: PerImageSegmenter, samples: list) -> dict[str, float]:
     """What a test logs."""
-    from types import SimpleNamespace
-
     logged = {}
     module._trainer = SimpleNamespace(world_size=1, precision="32-true")
     module.log = lambda name, value, **_: logged.__setitem__(name, float(value))
@@ -228,6 +303,8 @@ def test_a_label_map_is_judged_at_the_size_of_the_human_maps_without_mixing_labe
     exact = labels.repeat_interleave(3, 0).repeat_interleave(3, 1)
     expected = pair_counting_pri(exact.numpy()[::3, ::3], [h.numpy()[::3, ::3] for h in big])
     assert logged["test/pri"] == pytest.approx(expected, abs=2e-3)
+    # BDE is in pixels of the human maps: a third of it were they made smaller.
+    assert logged["test/bde"] == pytest.approx(region_scores(exact, big).bde)
     rows = Fixed([[labels]]).predict_step(batch, 0)
     assert np.array_equal(np.array(rows[0]["n0_labels"]), exact.numpy())
     assert rows[0]["n0_count"] == 2 and rows[0]["n0_boundaries"].size == (51, 45)
@@ -290,6 +367,8 @@ def test_mean_colours_and_magnified_pixels():
         ({"settings": [[5, 0]]}, r"\[5, 0\] needs .* 1 centre or more"),
         ({"T": 0}, r"model\.T=0 must be 1 inner step or more"),
         ({"width": 0.0}, r"model\.width=0\.0 must be above 0"),
+        ({"min_labels": -1}, r"model\.min_labels=-1 must be 0 labels or more"),
+        ({"dcs": partial(DeepClustering, variant="official", gamma=0)}, r"model\.dcs\.gamma=0 must be 1 round or more"),
     ],
 )
 def test_what_cannot_be_segmented_with_is_a_sentence(changes, sentence):
@@ -297,16 +376,15 @@ def test_what_cannot_be_segmented_with_is_a_sentence(changes, sentence):
         dic_module(**changes)
 
 
-def test_half_precision_is_refused_and_bfloat16_is_not():
-    from types import SimpleNamespace
-
-    module = dic_module()
+def test_float32_and_bfloat16_are_taken():
     for precision in ("bf16-mixed", "32-true"):
-        module._trainer = SimpleNamespace(precision=precision)
-        module.setup("fit")
-    module._trainer = SimpleNamespace(precision="16-mixed")
-    with pytest.raises(InputError, match="16-mixed loses DIC's gradients: use bf16-mixed or 32-true"):
-        module.setup("fit")
+        with_precision(precision).setup("fit")
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "bf16-true", "64-true"])
+def test_other_floats_are_refused(precision):
+    with pytest.raises(InputError, match=f"precision={precision} is not for DIC: use 32-true or bf16-mixed"):
+        with_precision(precision).setup("fit")
 
 
 def test_under_bfloat16_autocast_it_still_segments():

@@ -181,15 +181,18 @@ def test_a_folder_of_photographs_is_predicted_without_the_training_data(unbroken
     assert Image.open(folder / "C6_M4_boundaries" / "trip" / "a.png").size == (30, 20)
 
 
-def test_photographs_without_human_maps_train_and_are_not_judged(tmp_path):
+def test_photographs_without_human_maps_train_and_are_not_judged_and_a_plain_one_stops_nothing(tmp_path):
     photographs = tmp_path / "photographs"
     photographs.mkdir()
+    Image.new("RGB", (30, 20), (90, 120, 200)).save(photographs / "b.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(photographs / "a.png")
     small = ["model.width=0.1", "model.T=2", f"data.root={photographs}"]
-    train_here(tmp_path / "run", "experiment=dic_folder", "trainer=cpu", QUIET, *small)
+    with pytest.warns(UserWarning, match=r"b\.png has one superpixel"):
+        train_here(tmp_path / "run", "experiment=dic_folder", "trainer=cpu", QUIET, *small)
     metrics = numbers(tmp_path / "run")
     assert metrics["test/judged_images"] == 0 and metrics["test/labels"] >= 1 and "test/pri" not in metrics
     assert "none was judged" in (tmp_path / "run" / "run.log").read_text()
+    assert not np.array(Image.open(tmp_path / "run" / "results" / "b.png" / "C50_M32.png")).any()
 
 
 @pytest.mark.parametrize("variant", ["dic_no_dcs", "dic_deconv"])

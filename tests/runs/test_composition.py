@@ -85,6 +85,11 @@ def test_key_whose_first_part_is_wrong_is_pointed_to_where_it_is():
         compose_config(["experiment=isim_voc12", "encoder.pretrained=false"])
 
 
+def test_a_key_that_a_stage_does_not_set_is_added_by_a_plus():
+    with pytest.raises(InputError, match=r"a plus, \+stages\.semi\.trainer\.max_steps=<value>"):
+        compose_config(["experiment=sitar_demo", "stages.semi.trainer.max_steps=3"])
+
+
 def test_malformed_override_is_quoted():
     with pytest.raises(InputError, match="'a b' cannot be read"):
         compose_config(["a b"])

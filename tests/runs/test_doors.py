@@ -38,9 +38,8 @@ def test_train_ends_with_the_table_of_run_floor_and_paper(unbroken):
 
 def test_eval_needs_only_the_checkpoint_and_reproduces_the_number(unbroken, tmp_path):
     run_dir, _ = unbroken
-    code, output = run_door(
-        "eval.py", f"ckpt_path={run_dir}/second/checkpoints/last.ckpt", QUIET, f"hydra.run.dir={tmp_path}/eval"
-    )
+    stage = run_dir / "second"  # its folder stands for its checkpoint
+    code, output = run_door("eval.py", f"ckpt_path={stage}", QUIET, f"hydra.run.dir={tmp_path}/eval")
     assert code == 0, output
     assert result(tmp_path / "eval")["metrics"] == result(run_dir)["metrics"]
     assert not (run_dir / "eval").exists()

@@ -63,8 +63,9 @@ def test_what_the_command_line_sets_for_one_stage_leaves_the_others_alone():
 
 def test_a_finished_stage_stands_for_its_checkpoint(tmp_path):
     node = {"model": {"init_from": "${stage:first}", "other": [1, "${stage:first}"]}}
-    with pytest.raises(InputError, match="refers to the checkpoint of stage 'first'"):
-        fill_stage_checkpoints(node, tmp_path)
+    key = r"stages\.b\.model\.init_from"
+    with pytest.raises(InputError, match=f"{key} is the checkpoint of stage 'first'.* {key}=<path>"):
+        fill_stage_checkpoints(node, tmp_path, "stages.b")
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
