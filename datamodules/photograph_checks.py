@@ -6,10 +6,10 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from datamodules.photograph_files import of_each
+from datamodules.photograph_files import DEEP_MODES, of_each
 from runs.errors import InputError, first_few
 
-_WITHOUT_COLOUR = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
+_WITHOUT_COLOUR = ("1", "L", "LA", "I;16", "I;16B")
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class _Look:
 def usable_photographs(files: dict[str, Path], source: str, skip_bad: bool, least_side: int) -> list[str]:
     """The names of the photographs that can be used, in their order; what is left out or converted is said and counted.
 
-    Every file is decoded, a JPEG at an eighth of its size. Warns once each of files that cannot be read (with
-    ``skip_bad``), of images smaller than ``least_side``, of grey and of CMYK ones, which become RGB.
+    Every file is decoded, a JPEG at an eighth of its size; one of 32 bits a pixel counts as unreadable. Warns once
+    each of files that cannot be read (with ``skip_bad``), of images smaller than ``least_side``, of grey and of CMYK
+    ones, which become RGB.
 
     Args:
         files: each photograph's file, by name.
@@ -38,13 +39,17 @@ def usable_photographs(files: dict[str, Path], source: str, skip_bad: bool, leas
     with warnings.catch_warnings():  # not in the threads, which share one list of filters
         warnings.simplefilter("ignore")  # Pillow's own, about odd tags
         looks = of_each(_look, files)
-    broken = [name for name, look in looks.items() if look is None]
+    deep = {name for name, look in looks.items() if look is not None and look.mode in DEEP_MODES}
+    broken = [f"{n} (32 bits a pixel)" if n in deep else n for n, look in looks.items() if look is None or n in deep]
     if broken:
         problem = f"{len(broken)} of {len(files)} photographs of {source} cannot be read: {first_few(broken)}"
         if not skip_bad:
-            raise InputError(f"{problem}; replace them, or leave them out with data.skip_bad=true")
+            raise InputError(
+                f"{problem}; replace them, or leave them out with "
+                "data.skip_bad=true (stages.<stage>.data.skip_bad=true where a stage has data of its own)"
+            )
         warnings.warn(f"{problem}; they are left out", stacklevel=2)
-    readable = {name: look for name, look in looks.items() if look is not None}
+    readable = {name: look for name, look in looks.items() if look is not None and name not in deep}
     tiny = [name for name, look in readable.items() if look.shorter_side < least_side]
     if tiny:
         warnings.warn(

@@ -4,8 +4,9 @@ Pixels leave as RGB; the module takes lightness and colour from them.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -87,6 +88,8 @@ class COCO2014Reader:
 class FolderReader:
     """Any folder of photographs, searched with all below it; some are drawn to watch and to judge by.
 
+    A VOCdevkit folder in it is left out: later stages are judged on its photographs, so their colours must not be seen.
+
     Args: as for `COCO2014Reader`.
     """
 
@@ -99,8 +102,16 @@ class FolderReader:
         """Nothing: these are the user's files."""
 
     def read(self, root: Path) -> Parts:
-        """Lists the folder and draws."""
-        val, test, train = _drawn(pictures_below(root), self.val_count, self.test_count, self.split_seed, str(root))
+        """Lists the folder and draws; warns of photographs below a VOCdevkit folder."""
+        found = pictures_below(root)
+        names = [name for name in found if "VOCdevkit" not in Path(name).parts]
+        if len(names) < len(found):
+            warnings.warn(
+                f"{len(found) - len(names)} of {len(found)} photographs below {root} lie in a VOCdevkit folder and are "
+                "left out: the tasks after the colouriser are judged on them",
+                stacklevel=2,
+            )
+        val, test, train = _drawn(names, self.val_count, self.test_count, self.split_seed, str(root))
         return Parts(train, val, test)
 
 
@@ -137,7 +148,15 @@ class VOCPhotographsReader:
                 there = [file.stem for file in lists.glob("*.txt")]
                 raise InputError(f"there is no list {path}: {did_you_mean(name, there)}")
             held_out |= {line.split()[0] for line in path.read_text().splitlines() if line.strip()}
-        names = {Path(name).stem: name for name in pictures_below(root, (folder / "JPEGImages").as_posix())}
+        found = pictures_below(root, (folder / "JPEGImages").as_posix())
+        names = {Path(name).stem: name for name in found}
+        if len(names) < len(found):
+            shared = {Path(name).stem for name in set(found) - set(names.values())}
+            twice = [name for name in found if Path(name).stem in shared]
+            raise InputError(
+                f"{len(twice)} photographs below {root} share their names but for folder or ending, so that lists "
+                f"cannot tell them apart: {first_few(twice)}; keep one of each"
+            )
         missing = sorted(held_out - set(names))
         if missing:
             raise InputError(
@@ -160,8 +179,8 @@ def _drawn(
     """Names to watch, to judge by, and the rest; each part sorted."""
     if min(val_count, test_count) < 1 or val_count + test_count > len(names):
         raise InputError(
-            f"{source} holds {len(names)} pictures, of which data.reader.val_count={val_count} and "
-            f"data.reader.test_count={test_count} are to be held out: give counts of 1 or more that it has"
+            f"{source} holds {len(names)} pictures, of which the reader's val_count={val_count} and "
+            f"test_count={test_count} are to be held out: give it counts of 1 or more that are there"
         )
     order = np.random.default_rng(seed).permutation(len(names))
     test, val, rest = np.split(order, [test_count, test_count + val_count])
@@ -308,8 +327,8 @@ class PhotographColoursDataModule(pl.LightningDataModule):
         parts = Parts(*([name for name in part if name in usable] for part in (listed.train, listed.val, listed.test)))
         if len(parts.train) < self.batch_size:
             raise InputError(
-                f"data.batch_size={self.batch_size} is more than the {len(parts.train)} photographs to train on below "
-                f"{self.root}"
+                f"the data's batch_size={self.batch_size} is more than the {len(parts.train)} photographs to train on "
+                f"below {self.root}"
             )
         processes = 1 if self.trainer is None else self.trainer.world_size
         if min(len(parts.val), len(parts.test)) < processes:
@@ -342,17 +361,32 @@ class PhotographColoursDataModule(pl.LightningDataModule):
         return {} if self.parts is None else {"val": self.parts.val, "test": self.parts.test}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compares them with a resumed run's.
+        """Compares them with a resumed run's, and judges a finished run by its own.
+
+        A draw from a folder with one file more, or by another seed, holds photographs that were trained on. So those
+        of the checkpoint judge where any of them is there; other data are judged by their own draw.
 
         Raises:
             InputError: the run that goes on would now train on photographs that it has held out, or judge by others.
         """
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and state_dict and self.state_dict() != state_dict:
+        if self.parts is None or not state_dict or self.state_dict() == state_dict:
+            return
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             raise InputError(
                 f"the run has held out {len(state_dict['test'])} photographs that are not those that the data below "
                 f"{self.root} now give: resume with the data and the data settings of that run"
             )
+        val, test = ([n for n in state_dict[part] if (self.root / n).is_file()] for part in ("val", "test"))
+        if not test:
+            return
+        if len(test) < len(state_dict["test"]):
+            gone = [name for name in state_dict["test"] if name not in test]
+            warnings.warn(
+                f"{len(gone)} of {len(state_dict['test'])} photographs that the run holds out are not below "
+                f"{self.root}: {first_few(gone)}; the others judge",
+                stacklevel=2,
+            )
+        self.parts = replace(self.parts, val=val, test=test)
 
     def sample_names(self, part: str, indices: list[int]) -> list[str]:
         """Names of training photographs, for messages."""
@@ -364,7 +398,7 @@ class PhotographColoursDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         assert self.parts is not None
         size = len(self.parts.train)
-        share = shared_batches(self.batch_size, self.trainer.world_size, "data.batch_size")
+        share = shared_batches(self.batch_size, self.trainer.world_size, "the data's batch_size")
         sampler = EpochSampler(size, share, size // self.batch_size, self.seed, lambda: trainer_position(self.trainer))
         photographs = self._photographs(self.parts.train, self.flip)
         return training_loader(photographs, sampler, num_workers=self.num_workers, pin_memory=self.pin_memory)

@@ -21,6 +21,7 @@ from runs.errors import InputError, did_you_mean, first_few
 
 Result = TypeVar("Result")
 LISTS = ("train", "val")  # of a table of one's own
+DEEP_MODES = ("I", "F")  # Pillow's, of 32 bits a pixel
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
@@ -102,14 +103,19 @@ class VOCReader:
             Photograph(
                 name,
                 folder / "JPEGImages" / f"{name}.jpg",
-                _classes_of(folder / "Annotations" / f"{name}.xml"),
+                classes_of(folder / "Annotations" / f"{name}.xml"),
                 masks / f"{name}.png" if (masks / f"{name}.png").is_file() else None,
             )
             for name in names
         ]
 
 
-def _classes_of(path: Path) -> tuple[str, ...]:
+def classes_of(path: Path) -> tuple[str, ...]:
+    """The classes of an XML file, each once, in the order of its objects; difficult ones included.
+
+    Raises:
+        InputError: it is no XML.
+    """
     try:
         objects = ElementTree.parse(path).getroot().findall("object")
     except ElementTree.ParseError as error:
@@ -234,7 +240,7 @@ def open_photograph(path: Path) -> Image.Image:
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I;16"):
                 picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            elif picture.mode in ("I", "F"):
+            elif picture.mode in DEEP_MODES:
                 raise InputError(f"the image {path} has 32 bits a pixel: save it with 8 or 16 bits for each channel")
             return picture.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError) as error:

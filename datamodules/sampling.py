@@ -172,9 +172,11 @@ def shared_batches(global_batch: int, world_size: int, name: str) -> int:
     """One process's share of a global batch.
 
     Raises:
-        InputError: the batch cannot be shared out evenly; the message names the config key.
+        InputError: the batch is empty or cannot be shared out evenly; the message names the config key.
     """
-    if global_batch < 1 or global_batch % world_size:
+    if global_batch < 1:
+        raise InputError(f"{name}={global_batch} must be 1 or more")
+    if global_batch % world_size:
         raise InputError(
             f"{name}={global_batch} cannot be shared evenly by {world_size} processes:"
             f" set {name} to a multiple of {world_size}"

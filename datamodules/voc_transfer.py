@@ -6,7 +6,6 @@ stratification. Which image is in which part is written to the run's folder and 
 
 import math
 import warnings
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from datamodules.photograph_files import (
     PhotographsToPredict,
     VOCReader,
     as_tensor,
+    classes_of,
     find_pictures,
     multi_hot,
     of_each,
@@ -78,20 +78,11 @@ class AnnotatedVOCReader(VOCReader):
                 f"{first_few(missing)}"
             )
         photographs = []
-        for (name, path), classes in zip(files.items(), of_each(_object_names, files).values(), strict=True):
+        for (name, path), classes in zip(files.items(), of_each(classes_of, files).values(), strict=True):
             mask = folder / self.masks_folder / f"{name}.png"
             image = folder / "JPEGImages" / f"{path.stem}.jpg"
             photographs.append(Photograph(name, image, classes, mask if mask.is_file() else None))
         return photographs
-
-
-def _object_names(path: Path) -> tuple[str, ...]:
-    """Each class once, in the order of the objects; difficult ones included."""
-    try:
-        objects = ElementTree.parse(path).getroot().findall("object")
-    except ElementTree.ParseError as error:
-        raise InputError(f"{path} cannot be read as XML: {error}") from error
-    return tuple(dict.fromkeys((o.findtext("name") or "").strip() for o in objects))
 
 
 @dataclass(frozen=True)
@@ -166,7 +157,7 @@ class TransferPhotographs(Dataset):
 
 
 class SquaresToPredict(Dataset):
-    """The pictures of a folder as squares; for segmentation the whole picture is there too, as ``photograph``."""
+    """The pictures of a folder as squares; for segmentation the whole picture is there too, as ``whole``."""
 
     def __init__(self, pictures: PhotographsToPredict, view: View, whole: bool) -> None:
         self.pictures, self.view, self.whole = pictures, view, whole
@@ -188,7 +179,7 @@ class VOCTransferDataModule(pl.LightningDataModule):
 
     - classification: ``image (B, 3, S, S)`` uint8, ``label (B, C)`` float32 multi-hot, ``index``, ``name``;
     - segmentation: ``mask (B, S, S)`` int64 with 0 background, 1..C, 255 void instead of ``label``;
-    - prediction: ``image``, ``index``, ``name``, and for segmentation the whole picture, ``photograph (1, 3, H, W)``.
+    - prediction, one at a time: ``image``, ``index``, ``name``, and for segmentation ``whole (1, 3, H, W)``.
 
     An epoch is as many batches as show each training image at least once.
 
@@ -426,7 +417,8 @@ class VOCTransferDataModule(pl.LightningDataModule):
         """Takes up a checkpoint's split, unless other data or another split is to be judged.
 
         Raises:
-            InputError: a fit goes on with another split, or images of the split are gone.
+            InputError: a fit goes on with another split, images of the split are gone, or the other split would judge
+                by images that were trained on.
         """
         if not self._known:  # a prediction
             return
@@ -439,6 +431,13 @@ class VOCTransferDataModule(pl.LightningDataModule):
                 raise InputError(
                     f"the checkpoint was trained on another split of other images than data.root={self.root} and the "
                     "data settings give: resume with those of that run, or start a new one"
+                )
+            seen = sorted(set(stored["train"]) & set(self._ids["test"]))
+            if seen:
+                raise InputError(
+                    f"{len(seen)} of {len(self._ids['test'])} images of the split to judge by were trained on: "
+                    f"{first_few(seen)}; judge by the run's own split (leave its data settings as they are), or by "
+                    "other images"
                 )
             return
         if gone:
@@ -467,14 +466,15 @@ class VOCTransferDataModule(pl.LightningDataModule):
         return here._replace(epoch=here.epoch + self.epochs_before)
 
     def val_dataloader(self) -> DataLoader:
-        return self._judged(self._part("val", None))
+        return self._judged(self._part("val", None), self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        return self._judged(self._part("test", None))
+        return self._judged(self._part("test", None), self.eval_batch_size)
 
     def predict_dataloader(self) -> DataLoader:
+        """One at a time: what a picture becomes must not depend on the others."""
         assert self._to_predict is not None
-        return self._judged(self._to_predict)
+        return self._judged(self._to_predict, batch_size=1)
 
     def _part(self, part: str, training_seed: int | None) -> TransferPhotographs:
         photographs = [self._known[name] for name in self._ids[part]]
@@ -482,10 +482,10 @@ class VOCTransferDataModule(pl.LightningDataModule):
             photographs, self.class_names, self.task, self.void_as_background, self.view, training_seed
         )
 
-    def _judged(self, dataset: TransferPhotographs | SquaresToPredict) -> DataLoader:
+    def _judged(self, dataset: TransferPhotographs | SquaresToPredict, batch_size: int) -> DataLoader:
         if len(dataset) < self.trainer.world_size:
             raise InputError(
                 f"{len(dataset)} images cannot be judged by {self.trainer.world_size} processes: use fewer processes"
             )
         sampler = StridedSampler(len(dataset), self.trainer.global_rank, self.trainer.world_size)
-        return DataLoader(dataset, batch_size=self.eval_batch_size, sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=self.num_workers)

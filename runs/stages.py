@@ -61,11 +61,11 @@ def resolve_stage(config: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
     return to_plain(OmegaConf.create(stage_config(config, stage)))
 
 
-def fill_stage_checkpoints(node: Any, run_dir: Path, key: str = "") -> Any:
+def fill_stage_checkpoints(node: Any, run_dir: Path, key: str) -> Any:
     """Puts the checkpoint of a finished stage for each `${stage:<name>}` in a resolved config.
 
     Args:
-        node: the config, or a part of it.
+        node: a part of the config.
         run_dir: the run's folder.
         key: of the part, as one types it.
 
@@ -73,10 +73,7 @@ def fill_stage_checkpoints(node: Any, run_dir: Path, key: str = "") -> Any:
         InputError: if the stage that it refers to has no checkpoint in this run.
     """
     if isinstance(node, dict):
-        return {
-            name: fill_stage_checkpoints(value, run_dir, f"{key}.{name}" if key else name)
-            for name, value in node.items()
-        }
+        return {name: fill_stage_checkpoints(value, run_dir, f"{key}.{name}") for name, value in node.items()}
     if isinstance(node, list):
         return [fill_stage_checkpoints(value, run_dir, key) for value in node]
     if isinstance(node, str) and node.startswith("${stage:") and node.endswith("}"):

@@ -125,8 +125,10 @@ def _fit_and_test(config: Mapping[str, Any], stage: Stage, run_dir: Path, record
         # The weights are in the checkpoint; where they came from at first may be gone.
         config = {**config, "model": without_initial_weights(config["model"])}
         config["stages"] = without_initial_weights(config.get("stages") or {})
-    own_key = f"stages.{stage.name}" if stage.name else ""
-    resolved = fill_stage_checkpoints(resolve_stage(config, stage), run_dir, own_key)
+    resolved = resolve_stage(config, stage)
+    prefix = f"stages.{stage.name}." if stage.name else ""
+    for part in ("model", "data", "callbacks"):  # a node that is only there to be referred to stays as it is
+        resolved[part] = fill_stage_checkpoints(resolved.get(part), run_dir, f"{prefix}{part}")
     say(f"{stage.name or config['name']}: {'goes on from ' + str(checkpoint) if checkpoint else 'starts'}")
     seed_everything(resolved["seed"], workers=True, verbose=False)
     pieces = build_pieces(resolved)

@@ -1,5 +1,6 @@
 """The multi-label classifier (Section 3.4.2): the colouriser's encoder, then three fully connected layers."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,10 @@ from components.figures import image_rows
 from components.metrics.floors import beside_floors
 from components.metrics.multilabel import PRESENT, MultilabelScores
 from lightning_modules.gan_colorization.downstream import SHOWN_IMAGES, Batch, DownstreamModule
+from lightning_modules.gan_colorization.network import NORM_MOMENTUM
 from runs.errors import InputError
+
+UNSETTLED = 0.01  # share of their initial values in running statistics
 
 
 class ClassifierModule(DownstreamModule):
@@ -36,7 +40,7 @@ class ClassifierModule(DownstreamModule):
     """
 
     NEW: ClassVar[tuple[str, ...]] = ("head.",)
-    LEFT_BEHIND: ClassVar[tuple[str, ...]] = ("d", "out.")  # d1, d2, …
+    LEFT_BEHIND: ClassVar[tuple[str, ...]] = (*(f"d{level}" for level in range(1, 10)), "out.")  # d1, d2, …
 
     def __init__(
         self,
@@ -98,6 +102,17 @@ class ClassifierModule(DownstreamModule):
         if batch_idx == 0:
             self.show(batch, probability)
         return logits
+
+    def on_predict_start(self) -> None:
+        """Switches the BatchNorms to the statistics of the training: those of one picture alone say too little."""
+        self.network.use_statistics("running")
+        counted = int(self.network.e2.norm.num_batches_tracked)  # the colouriser's batches too, where it starts there
+        if (1 - NORM_MOMENTUM) ** counted > UNSETTLED:
+            warnings.warn(
+                f"the classifier's BatchNorms have counted {counted} training batches, too few for their statistics to "
+                "settle: its probabilities may hardly differ between pictures; train it longer, or from a colouriser",
+                stacklevel=2,
+            )
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """The classes above one half, and every class's probability."""

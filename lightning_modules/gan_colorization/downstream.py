@@ -78,9 +78,12 @@ class DownstreamModule(StartsFromInitialWeights, pl.LightningModule):
             return
         if self.init_from is None:
             raise InputError(
-                "model.init=transfer needs weights: add pretext=<checkpoint of the colouriser> to the command, or take "
-                "variant=gan_colorization_scratch to begin with random ones"
+                "model.init=transfer needs weights: name the colouriser's checkpoint by "
+                "stages.<stage>.model.init_from=<checkpoint> (experiment=gan_colorization_voc: "
+                "pretext=<checkpoint>), or take variant=gan_colorization_scratch to begin with random ones"
             )
+        own: dict[str, Tensor] = {}
+        colouriser: dict[str, Tensor] = {}
         try:
             state = read_state(self.init_from)
             own, colouriser = (_part(state, prefix) for prefix in (DOWNSTREAM, COLOURISER))
@@ -88,7 +91,8 @@ class DownstreamModule(StartsFromInitialWeights, pl.LightningModule):
             # Strict both ways: each of the network's other layers gets its weights, each weight has its place.
             fit_state(self.network, own or colouriser or state, self.init_from, free)
         except WeightsError as error:
-            raise InputError(f"model.init_from: {error}") from error
+            size = "; if it is of another size, set unet.width and unet.depth to the colouriser's" if colouriser else ""
+            raise InputError(f"model.init_from: {error}{size}") from error
         loaded = {name: p for name, p in self.network.named_parameters() if not name.startswith(new)}
         layers = dict.fromkeys(name.partition(".")[0] for name in loaded)
         _log.info(

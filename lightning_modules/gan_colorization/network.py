@@ -1,6 +1,6 @@
 """The networks of the colouriser and of what starts from it: U-Net, patch discriminators, segmenter, classifier.
 
-Names and sizes of the layers are those of Section 2.2 of the public code: an encoder ``e1 .. e7, b``, a decoder
+Names of the layers are ours, sizes those of the public code: an encoder ``e1 .. e7, b``, a decoder
 ``d1 .. d7`` and a last layer ``out``. They are the keys of a state dict too, so that the weights of the generator
 go into segmenter and classifier key by key.
 """
@@ -96,6 +96,12 @@ class Encoder(nn.Module):
             self.add_module(f"e{level}", Down(channels_in, channels, None if level == 1 else norm_eval))
         self.b = nn.Conv2d(self.widths[-1], self.code_width, 4, stride=2, padding=1)
 
+    def use_statistics(self, norm_eval: NormEval) -> None:
+        """Switches the statistics of the BatchNorms in evaluation."""
+        for module in self.modules():
+            if isinstance(module, BatchNorm):
+                module.norm_eval = norm_eval
+
     def encode(self, lightness: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The bottleneck's map after its ReLU, and those of e1, e2, …
 
@@ -151,12 +157,6 @@ class UNet(Encoder):
         for module in self.modules():
             if isinstance(module, NoiseDropout):
                 module.always = always
-
-    def use_statistics(self, norm_eval: NormEval) -> None:
-        """Switches the statistics of the BatchNorms in evaluation."""
-        for module in self.modules():
-            if isinstance(module, BatchNorm):
-                module.norm_eval = norm_eval
 
     def decode(self, lightness: Tensor) -> Tensor:
         """The last layer's map, (B, channels_out, H, W), without activation."""

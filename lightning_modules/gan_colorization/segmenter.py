@@ -27,7 +27,7 @@ class SegmenterModule(DownstreamModule):
     """Labels every pixel.
 
     Batches: ``image (B, 3, S, S)`` uint8, ``mask (B, S, S)`` int64 of 0 background, 1..C, 255 void, ``index``;
-    prediction: ``name`` and ``photograph (1, 3, H, W)``, one image at a time. Scores are percent, at S x S pixels.
+    prediction: ``name`` and ``whole (1, 3, H, W)``, one image at a time. Scores are percent, at S x S pixels.
 
     Args:
         network: see `Segmenter`.

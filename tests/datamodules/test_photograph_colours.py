@@ -3,11 +3,13 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning.trainer.states import TrainerFn
 
 from datamodules.photograph_colours import (
     COCO2014Reader,
@@ -87,6 +89,26 @@ def test_what_later_stages_are_judged_by_is_never_trained_on(tmp_path):
     parts = set_up(voc(tmp_path), VOCPhotographsReader(["val"])).parts
     assert [Path(name).stem for name in parts.train] == ["0", "1", "2", "5", "6", "7"]
     assert [Path(name).stem for name in parts.test] == ["3", "4"] == [Path(name).stem for name in parts.val]
+
+
+def test_a_folder_that_holds_voc_too_leaves_its_photographs_to_the_later_stages(tmp_path):
+    """Trap 9: data.root is one folder for all stages."""
+    for number in range(9):
+        save(tmp_path / "mine" / f"{number}.jpg", number)
+    voc(tmp_path)
+    with pytest.warns(UserWarning, match=r"8 of 17 photographs below .* lie in a VOCdevkit folder and are left out"):
+        parts = set_up(tmp_path, FolderReader(2, 3, 0)).parts
+    assert {Path(name).parts[0] for name in (*parts.train, *parts.val, *parts.test)} == {"mine"}
+    assert (len(parts.train), len(parts.val), len(parts.test)) == (4, 2, 3)
+
+
+def test_photographs_that_a_list_cannot_tell_apart_are_named(tmp_path):
+    root = voc(tmp_path)
+    save(root / "VOCdevkit/VOC2012/JPEGImages/3.png")
+    with pytest.raises(
+        InputError, match=r"2 photographs .* share their names .*JPEGImages/3\.jpg, .*JPEGImages/3\.png"
+    ):
+        set_up(root, VOCPhotographsReader(["val"]))
 
 
 def test_coco128_trains_on_the_65_and_the_31_that_have_no_label(sample_data, tmp_path):
@@ -185,6 +207,72 @@ def test_what_is_held_out_is_a_part_of_the_state(tmp_path):
     assert json.loads(json.dumps(module.state_dict())) == module.state_dict()
 
 
+def trainer(doing: TrainerFn) -> SimpleNamespace:
+    """What the datamodule asks of a trainer of one process."""
+    return SimpleNamespace(
+        state=SimpleNamespace(fn=doing), world_size=1, global_rank=0, is_global_zero=True, predicting=False
+    )
+
+
+def judged(root: Path, state: dict[str, list[str]], reader: object) -> PhotographColoursDataModule:
+    """A datamodule that takes up a checkpoint's state outside a fit."""
+    module = set_up(root, reader)
+    module.trainer = trainer(TrainerFn.TESTING)
+    module.load_state_dict(state)
+    return module
+
+
+def folder_of(root: Path, count: int = 30) -> Path:
+    for number in range(count):
+        save(root / f"{number:02d}.jpg", number)
+    return root
+
+
+@pytest.mark.parametrize(("added", "split_seed"), [(1, 0), (0, 1)])
+def test_a_checkpoint_is_judged_by_what_its_run_held_out_whatever_is_drawn_now(tmp_path, added, split_seed):
+    """A draw from one file more, or by another seed, would judge by photographs that were trained on."""
+    trained = set_up(folder_of(tmp_path), FolderReader(4, 6, 0))
+    for number in range(added):
+        save(tmp_path / f"0{number}_new.jpg", 99)
+    drawn = set_up(tmp_path, FolderReader(4, 6, split_seed)).parts
+    assert set(drawn.test) & set(trained.parts.train)
+    again = judged(tmp_path, trained.state_dict(), FolderReader(4, 6, split_seed))
+    assert again.state_dict() == trained.state_dict()
+    assert list(again.test_dataloader().dataset.names) == trained.parts.test
+
+
+def test_photographs_that_are_gone_do_not_judge_and_other_data_are_judged_by_their_own(tmp_path):
+    trained = set_up(folder_of(tmp_path / "a"), FolderReader(4, 6, 0))
+    gone, *left = trained.parts.test
+    (tmp_path / "a" / gone).unlink()
+    with pytest.warns(UserWarning, match=rf"1 of 6 photographs that the run holds out are not below .*: {gone}"):
+        assert judged(tmp_path / "a", trained.state_dict(), FolderReader(4, 6, 0)).parts.test == left
+    for number in range(12):
+        save(tmp_path / "b" / f"other_{number}.jpg", number)
+    elsewhere = judged(tmp_path / "b", trained.state_dict(), FolderReader(4, 6, 0))
+    assert len(elsewhere.parts.test) == 6 and all(name.startswith("other_") for name in elsewhere.parts.test)
+
+
+def test_the_photographs_that_judge_are_those_of_the_test_part_never_mirrored_in_their_own_batches(tmp_path):
+    module = set_up(coco(tmp_path), flip=1.0, eval_batch_size=2)
+    module.trainer = trainer(TrainerFn.TESTING)
+    for part, loader in (("val", module.val_dataloader()), ("test", module.test_dataloader())):
+        names = getattr(module.parts, part)
+        batches = list(loader)
+        assert [name for batch in batches for name in batch["name"]] == names
+        assert [len(batch["image"]) for batch in batches] == {"val": [2], "test": [2, 1]}[part]
+        with Image.open(tmp_path / names[0]) as picture:
+            expected = np.asarray(picture.resize((64, 64), Image.Resampling.BILINEAR))
+        assert np.array_equal(batches[0]["image"][0].numpy().transpose(1, 2, 0), expected)
+
+
+def test_an_empty_batch_is_refused_in_its_own_words(tmp_path):
+    module = set_up(coco(tmp_path), batch_size=0)
+    module.trainer = trainer(TrainerFn.FITTING)
+    with pytest.raises(InputError, match=r"^the data's batch_size=0 must be 1 or more$"):
+        module.train_dataloader()
+
+
 def test_pictures_to_colour_come_with_their_own_size(tmp_path):
     save(tmp_path / "b.png", size=(50, 33), mode="L")
     save(tmp_path / "deep" / "a.jpg", size=(20, 70))
@@ -210,7 +298,7 @@ def test_pictures_to_colour_come_with_their_own_size(tmp_path):
     [
         ({"flip": 2.0}, "data.flip=2.0 must be a probability"),
         ({"side": 0}, "data.side=0 .* must be 1 or more"),
-        ({"batch_size": 7}, "data.batch_size=7 is more than the 6 photographs to train on"),
+        ({"batch_size": 7}, "the data's batch_size=7 is more than the 6 photographs to train on"),
     ],
 )
 def test_numbers_that_make_no_sense_are_answered_in_words(tmp_path, settings, sentence):

@@ -81,6 +81,9 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused_with_the_key() -> None:
     assert shared_batches(8, 2, "data.batch_size") == 4
     with pytest.raises(InputError, match=r"data\.batch_size=7 .* multiple of 2"):
         shared_batches(7, 2, "data.batch_size")
+    for empty in (0, -2):
+        with pytest.raises(InputError, match=rf"^data\.batch_size={empty} must be 1 or more$"):
+            shared_batches(empty, 2, "data.batch_size")
 
 
 def test_nothing_to_sample_is_refused() -> None:

@@ -221,6 +221,12 @@ def test_a_fraction_of_the_labels_keeps_the_shares_of_the_classes_and_the_other_
     assert len(ids(some)["train"]) == pytest.approx(fraction * len(ids(every)["train"]), abs=1.5)
     assert ids(some)["val"] == ids(every)["val"] and ids(some)["test"] == ids(every)["test"]
 
+    def shares(data: VOCTransferDataModule) -> np.ndarray:
+        return np.mean([[c in data._known[name].classes for c in CLASSES] for name in ids(data)["train"]], axis=0)
+
+    # No class further from its share than a lot of one image and a half.
+    assert np.abs(shares(some) - shares(every)).max() <= 1.5 / len(ids(some)["train"])
+
 
 def test_lists_of_the_layout_are_taken_as_they_are(voc):
     split = ids(set_up(voc, split="lists"))
@@ -263,6 +269,50 @@ def test_a_checkpoint_s_split_is_judged_unless_the_data_are_others(voc, tmp_path
     fewer.trainer = Judging()
     with pytest.raises(InputError, match=rf"1 of 40 images of the checkpoint's split are not below .*: {FIRST}"):
         fewer.load_state_dict(state)
+
+
+def test_another_split_that_judges_by_images_that_were_trained_on_is_refused(voc):
+    state = set_up(voc).state_dict()
+    other = set_up(voc, split_seed=1)
+    other.trainer = Judging()
+    seen = sorted(set(state["split"]["train"]) & set(ids(other)["test"]))
+    assert seen
+    with pytest.raises(InputError, match=rf"{len(seen)} of {len(ids(other)['test'])} images .* trained on: {seen[0]}"):
+        other.load_state_dict(state)
+    fewer = set_up(voc, label_fraction=0.5)  # another split with the same images to judge by
+    fewer.trainer = Judging()
+    fewer.load_state_dict(state)
+    assert ids(fewer)["test"] == state["split"]["test"]
+
+
+def test_one_image_more_does_not_change_what_a_checkpoint_is_judged_by(voc):
+    state = set_up(voc).state_dict()
+    name = "2006_000000"
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(voc / "JPEGImages" / f"{name}.jpg")
+    write_xml(voc, name, ["cat"])
+    more = set_up(voc)
+    assert set(ids(more)["test"]) & set(state["split"]["train"])
+    more.trainer = Judging()
+    more.load_state_dict(state)
+    assert ids(more) == state["split"]
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_a_test_reads_the_test_part_in_its_own_batches_from_the_middle_of_each_image(voc, task):
+    """And a prediction is one picture at a time, whatever the batches of a test are."""
+    data = set_up(voc, task=task, split="lists", crop="random", eval_batch_size=3)
+    data.trainer = Judging()
+    for part, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        batches = list(loader)
+        assert [name for batch in batches for name in batch["name"]] == ids(data)[part]
+        assert [len(batch["image"]) for batch in batches] == [3, 3, 2]
+        for name, image in zip(batches[0]["name"], batches[0]["image"], strict=True):
+            whole = np.asarray(Image.open(voc / "JPEGImages" / f"{name}.jpg"))
+            assert np.array_equal(image.numpy().transpose(1, 2, 0), whole[4:36, 9:41])
+    to_predict = datamodule(voc, task=task, predict_root=str(voc / "JPEGImages"), eval_batch_size=3)
+    to_predict.setup("predict")
+    to_predict.trainer = Judging()
+    assert [len(batch["name"]) for batch in to_predict.predict_dataloader()] == [1] * 40
 
 
 def test_a_fit_does_not_go_on_with_another_split(voc):

@@ -311,7 +311,7 @@ def test_two_processes_take_the_step_of_their_mean_gradients(demo, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_demo_learns_colours_from_form(tmp_path, seed):
-    """Spec 10: after 400 steps the error is at most 0.6 of that of no colour, with about as much colour as there is."""
+    """After 400 steps the error is at most 0.6 of that of no colour, with about as much colour as there is."""
     words = ["trainer=cpu", "trainer.enable_progress_bar=false", "experiment=gan_colorization_demo", f"seed={seed}"]
     result = train(tmp_path / "run", *words, "only_stages=[pretext]", UNDRAWN, f"paths.data_dir={tmp_path}/data")
     assert checkpoint(tmp_path / "run")["global_step"] == 800  # of two optimisers

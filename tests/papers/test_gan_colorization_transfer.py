@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lightning_modules.gan_colorization import Classifier, ClassifierModule, Gen
 from lightning_modules.gan_colorization.keras_mean_iou import KerasMeanIoURaw
 from runs.composition import compose_config, group_choices
 from runs.errors import InputError
-from runs.stages import resolve_stage, stages_of
+from runs.stages import Stage, fill_stage_checkpoints, resolve_stage, stages_of
 
 SIZE = {"width": 4, "depth": 5, "norm_eval": "batch"}
 NOISE = {"dropout": 0.5, "dropout_in_evaluation": True}
@@ -111,8 +112,17 @@ def test_a_deeper_or_wider_colouriser_does_not_fit(task, tmp_path):
     for change in ({"depth": 6}, {"width": 8}):
         state = Generator(**NOISE | SIZE | change).state_dict()
         torch.save({"state_dict": {f"generator.{name}": value for name, value in state.items()}}, tmp_path / "x.ckpt")
-        with pytest.raises(InputError, match="does not fit the network"):
+        with pytest.raises(InputError, match=r"does not fit .*set unet\.width and unet\.depth to the colouriser's"):
             module(task, "transfer", tmp_path / "x.ckpt").load_initial_weights()
+
+
+def test_only_the_decoder_of_a_colouriser_is_left_behind(colouriser, tmp_path):
+    """Not whatever begins with d."""
+    path, _ = colouriser
+    state = torch.load(path, weights_only=True)["state_dict"] | {"generator.dense.weight": torch.zeros(3)}
+    torch.save({"state_dict": state}, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match=r"1 unexpected keys: dense\.weight"):
+        module("classification", "transfer", tmp_path / "other.ckpt").load_initial_weights()
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -146,7 +156,7 @@ def test_a_file_of_other_weights_under_the_names_of_the_layers_does_too(tmp_path
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_weights_where_some_are_meant_is_an_error_and_so_are_some_where_none_are_meant(task, tmp_path):
-    with pytest.raises(InputError, match=r"needs weights: add pretext=<checkpoint of the colouriser>"):
+    with pytest.raises(InputError, match=r"name the colouriser's checkpoint by stages\.<stage>\.model\.init_from=<"):
         module(task, "transfer").load_initial_weights()
     with pytest.raises(InputError, match=r"model\.init=scratch takes no weights, but model\.init_from=x\.ckpt"):
         module(task, "scratch", Path("x.ckpt"))
@@ -216,6 +226,24 @@ def test_batch_norm_uses_the_batch_in_training_in_evaluation_and_where_it_is_fro
                     assert torch.allclose(downstream.train()(images)[:1], together, atol=1e-5)
 
 
+def test_a_classifier_predicts_by_the_statistics_of_its_training():
+    """One picture is a batch in prediction: by its own statistics it would be judged otherwise than in a test."""
+    downstream = module("classification").eval()
+    images = batch_of("classification")["image"]
+    steady = module("classification", norm_eval="running").eval()
+    steady.network.load_state_dict(downstream.network.state_dict())
+    with torch.no_grad():
+        by_batch, expected = downstream(images), steady(images)
+        with pytest.warns(UserWarning, match="have counted 0 training batches, too few"):
+            downstream.on_predict_start()
+        assert torch.equal(downstream(images), expected) and not torch.allclose(by_batch, expected, atol=1e-5)
+        assert torch.allclose(downstream(images[:1]), expected[:1], atol=1e-6)
+    downstream.network.e2.norm.num_batches_tracked += 459  # 0.99 ** 459 < 0.01
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        downstream.on_predict_start()
+
+
 def test_an_evaluation_leaves_the_running_statistics_alone():
     downstream = module("segmentation").eval()
     before = weights_of(downstream.network)
@@ -227,6 +255,19 @@ class Alone:
     """A trainer of one process."""
 
     world_size, global_rank = 1, 0
+
+
+def test_the_seed_of_the_noise_is_the_config_s():
+    network = Segmenter(3, **NOISE | SIZE)
+    images = batch_of("segmentation")["image"][:1]
+    judged = []
+    with torch.no_grad():
+        for seed in (0, 0, 1):
+            downstream = SegmenterModule(network, ADAM, 3, "scratch", None, freeze=False, noise_seed=seed).eval()
+            downstream._trainer = Alone()
+            with downstream.own_noise(0):
+                judged.append(downstream(images))
+    assert torch.equal(judged[0], judged[1]) and not torch.equal(judged[0], judged[2])
 
 
 def test_the_decoder_s_dropout_stays_on_in_evaluation_and_judges_alike_each_time():
@@ -432,3 +473,61 @@ def test_the_paper_s_schedule_is_that_of_its_section_4():
     }
     assert pace(scratch) == {"classification": (4, 3e-4, 32), "segmentation": (6, 3e-4, 16)}
     assert all(stage["data"]["eval_batch_size"] == (32 if "class" in n else 1) for n, stage in method.items())
+
+
+def config_of(experiment: str, *words: str) -> dict:
+    words = (f"experiment={experiment}", "paths.run_dir=unused", "data.root=somewhere", *words)
+    return OmegaConf.to_container(compose_config(words))
+
+
+def test_the_pretext_is_trained_as_published():
+    config = config_of("gan_colorization_coco")
+    pretext = resolve_stage(config, Stage("pretext", Path("unused")))
+    model = pretext["model"]
+    assert model["gan"] is True and model["l1_weight"] == 100.0
+    assert model["discriminator"]["variant"] == "patch70"
+    assert model["generator"]["dropout"] == 0.5 and model["generator"]["dropout_in_evaluation"] is True
+    assert model["generator"]["norm_eval"] == "batch"
+    assert (model["generator"]["width"], model["generator"]["depth"], pretext["data"]["side"]) == (64, 8, 256)
+    for optimizer in (model["optimizer"], model["discriminator_optimizer"]):
+        assert optimizer["_target_"] == "torch.optim.Adam"
+        assert (optimizer["lr"], optimizer["betas"]) == (2e-4, [0.5, 0.999])
+    assert (pretext["data"]["batch_size"], pretext["trainer"]["max_epochs"]) == (32, 20)
+
+
+@pytest.mark.parametrize(("labels", "fraction"), [("labels10", 0.1), ("labels50", 0.5)])
+def test_both_arms_of_a_share_of_the_labels_have_that_share_in_every_stage(labels, fraction):
+    for variant in (labels, f"scratch_{labels}"):
+        arm = stages("gan_colorization_voc", f"gan_colorization_{variant}")
+        assert [stage["data"]["label_fraction"] for stage in arm.values()] == [fraction] * (
+            2 if variant.startswith("scratch") else 4
+        )
+    assert all(s["data"]["label_fraction"] == 1 for s in stages("gan_colorization_voc", "none").values())
+
+
+@pytest.mark.parametrize(
+    ("variant", "key", "value"),
+    [("l1_only", ("gan",), False), ("patch142", ("discriminator", "variant"), "patch142")],
+)
+def test_an_arm_with_a_colouriser_of_its_own_trains_it_or_is_refused(variant, key, value, tmp_path):
+    """Where the colouriser comes from elsewhere, the arm would be the method under another name."""
+    words = f"variant=gan_colorization_{variant}"
+    config = config_of("gan_colorization_demo", words)
+    first, *others = stages_of(config, tmp_path)
+    assert first.name == "pretext"
+    found = resolve_stage(config, first)["model"]
+    for part in key:
+        found = found[part]
+    assert found == value
+    starts = {stage.name: resolve_stage(config, stage)["model"]["init_from"] for stage in others}
+    assert starts["classification_frozen"] == starts["segmentation_frozen"] == "${stage:pretext}"
+
+    config = config_of("gan_colorization_voc", words, "pretext=colouriser.ckpt")
+    first = stages_of(config, tmp_path)[0]
+    assert first.name == "classification_frozen"
+    with pytest.raises(InputError, match="checkpoint of stage 'pretext', which this run does not have"):
+        fill_stage_checkpoints(resolve_stage(config, first)["model"], tmp_path, "stages.classification_frozen.model")
+    # Its colouriser's checkpoint and its name, as the docs have it.
+    config = config_of("gan_colorization_voc", "pretext=colouriser.ckpt", f"variant_name={variant}")
+    assert config["variant_name"] == variant
+    assert resolve_stage(config, first)["model"]["init_from"] == "colouriser.ckpt"

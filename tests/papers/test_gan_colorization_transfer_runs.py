@@ -302,7 +302,7 @@ def test_arms_of_a_sweep_make_a_table(whole, tmp_path):
 
 def test_a_colouriser_that_is_not_named_stops_the_run_before_it_trains(whole, tmp_path):
     words = whole.words
-    with pytest.raises(InputError, match=r"needs weights: add pretext=<checkpoint"):
+    with pytest.raises(InputError, match=r"needs weights: name the colouriser's checkpoint"):
         train(tmp_path / "run", *words[:-1])
     assert not checkpoint_of(tmp_path / "run", "classification_frozen").exists()
 
@@ -330,8 +330,9 @@ def pictures(tmp_path, whole) -> Path:
     return folder
 
 
-def predict(run_dir: Path, task: str, out: Path, folder: Path) -> list[dict[str, str]]:
-    judge_here(checkpoint_of(run_dir, task), out, "mode=predict", f"data.predict_root={folder}", "data.root=gone")
+def predict(run_dir: Path, task: str, out: Path, folder: Path, *words: str) -> list[dict[str, str]]:
+    words = ("mode=predict", f"data.predict_root={folder}", "data.root=gone", *words)
+    judge_here(checkpoint_of(run_dir, task), out, *words)
     with (out / "predictions.csv").open() as file:
         return list(csv.DictReader(file))
 
@@ -355,6 +356,18 @@ def test_predicting_masks_writes_palette_pictures_and_overlays_of_the_photograph
             assert row["classes"] == "; ".join(["bird", "cat", "dog"][value - 1] for value in shown)
         with Image.open(tmp_path / "predicted" / row["overlay"]) as picture:
             assert picture.size == size
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_picture_is_lost_and_none_depends_on_the_others_whatever_the_test_batch(whole, pictures, tmp_path, task):
+    both = predict(whole.root / "run", task, tmp_path / "both", pictures, "data.eval_batch_size=2")
+    assert [row["name"] for row in both] == ["a.jpg", "deep/b.png"]
+    (pictures / "deep" / "b.png").unlink()
+    (alone,) = predict(whole.root / "run", task, tmp_path / "alone", pictures)
+    assert alone == both[0]
+    if task == "segmentation":
+        masks = [np.array(Image.open(tmp_path / out / alone["mask"])) for out in ("both", "alone")]
+        assert np.array_equal(*masks)
 
 
 # ---- both stages' data -------------------------------------------------------------------------------

@@ -69,5 +69,5 @@ def test_a_finished_stage_stands_for_its_checkpoint(tmp_path):
     checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
-    filled = fill_stage_checkpoints(node, tmp_path)
+    filled = fill_stage_checkpoints(node, tmp_path, "stages.b")
     assert filled == {"model": {"init_from": str(checkpoint), "other": [1, str(checkpoint)]}}
