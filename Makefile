@@ -16,7 +16,7 @@ install: $(INSTALLED) ## set up .venv with everything
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet '.[dev,leiden]'
+	$(BIN)/python -m pip install --quiet '.[dev,leiden,export]'
 	touch $@
 
 demo: $(INSTALLED) ## train the demo experiment and print its table

@@ -1,6 +1,5 @@
 """Photographs on disk: lists of them in Pascal VOC's layout or in a user's own folder, and how one is read."""
 
-import csv
 import os
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -17,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.csv_rows import read_csv_rows
 from runs.errors import InputError, did_you_mean, first_few
 
 Result = TypeVar("Result")
@@ -153,7 +153,7 @@ class LabelledFolderReader:
         path = root / "labels.csv"
         if not path.is_file():
             raise InputError(f"there is no {path}: {self.instructions}")
-        rows = [row for row in self._table(path) if row["list"].strip() == list_name]
+        rows = [row for row in self._table(path) if row["list"] == list_name]
         gone = [row["image"] for row in rows if not (root / "images" / row["image"]).is_file()]
         if gone:
             raise InputError(
@@ -169,31 +169,19 @@ class LabelledFolderReader:
         return photographs
 
     def _table(self, path: Path) -> list[dict[str, str]]:
-        """All rows; spreadsheets put a mark before UTF-8 that is no part of the first column's name."""
-        rows = []
+        """All rows by column."""
         try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                table = csv.DictReader(file)
-                columns = table.fieldnames or []
-                missing = [column for column in ("image", "labels", "list") if column not in columns]
-                if missing:
-                    raise InputError(
-                        f"{path} has no column {first_few(missing)} but {first_few(columns)}: {self.instructions}"
-                    )
-                for row in table:
-                    if None in row or None in row.values():
-                        raise InputError(
-                            f"line {table.line_num} of {path} has not the {len(columns)} cells that its first line "
-                            f"names ({', '.join(columns)}): class names have ';' between them, not ','"
-                        )
-                    if row["list"].strip() not in LISTS:
-                        raise InputError(
-                            f"line {table.line_num} of {path}: there is no list '{row['list']}': write train or val"
-                        )
-                    rows.append(row)
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not written in UTF-8: save it in that encoding") from error
-        return rows
+            rows = read_csv_rows(path)
+        except InputError as error:
+            raise InputError(f"{error} (class names have ';' between them, not ',')") from error
+        for name in ("image", "labels", "list"):
+            if name not in rows.columns:
+                raise InputError(f"{path} has no column {name} but {first_few(rows.columns)}: {self.instructions}")
+        table = [dict(zip(rows.columns, cells, strict=True)) for cells in rows.cells]
+        for row, line in zip(table, rows.lines, strict=True):
+            if row["list"] not in LISTS:
+                raise InputError(f"line {line} of {path}: there is no list '{row['list']}': write train or val")
+        return table
 
 
 class PhotographsToPredict(Dataset):

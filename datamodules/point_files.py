@@ -1,7 +1,6 @@
 """Readers of point sets: the official files of COIL-20, PenDigits and USPS, and a user's own table."""
 
 import bz2
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.csv_rows import read_csv_rows
+from datamodules.table_files import classes_of, column, finite_numbers
 from runs.errors import InputError, first_few
 
 PENDIGITS = "UCI Machine Learning Repository, Pen-Based Recognition of Handwritten Digits"
@@ -189,48 +190,19 @@ class TableReader:
         return Points(table.astype(np.float64), None, [], str(path))
 
     def _csv(self, path: Path) -> Points:
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            reader = csv.reader(file)
-            names = [name.strip() for name in next(reader, [])]
-            if names and all(_is_number(name) for name in names):
-                raise InputError(f"{path}: its first line holds numbers: put a line of column names before the points")
-            if self.label is not None and self.label not in names:
-                raise InputError(
-                    f"{path} has no column '{self.label}' (data.reader.label): it has {first_few(names, 20)}"
-                )
-            at = None if self.label is None else names.index(self.label)
-            rows, words = [], []
-            for line in reader:
-                if not line:
-                    continue
-                if len(line) != len(names):
-                    raise InputError(f"{path}, line {reader.line_num}: {len(line)} columns instead of {len(names)}")
-                if at is not None:
-                    words.append(line.pop(at).strip())
-                try:
-                    rows.append([float(value) for value in line])
-                except ValueError:
-                    wrong = next(value for value in line if not _is_number(value))
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: '{wrong}' is not a number (a column of classes is named by "
-                        "data.reader.label)"
-                    ) from None
-        features = np.array(rows, dtype=np.float64).reshape(len(rows), len(names) - (at is not None))
-        if at is None:
-            return Points(features, None, [], str(path))
-        classes = sorted(
-            set(words), key=lambda word: (not _is_number(word), float(word) if _is_number(word) else 0, word)
-        )
-        number = {name: place for place, name in enumerate(classes)}
-        return Points(features, np.array([number[word] for word in words], dtype=np.int64), classes, str(path))
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+        rows = read_csv_rows(path)
+        names = [name for name in rows.columns if name != self.label]
+        labels, class_names = None, []
+        if self.label is not None:
+            rows.place(self.label, "data.reader.label")
+            labels, class_names = classes_of(column(rows, self.label), f"{path}, column {self.label}")
+        try:
+            features = [finite_numbers(rows, name) for name in names]
+        except InputError as error:
+            raise InputError(f"{error} (a column of classes is named by data.reader.label)") from error
+        if not features:
+            raise InputError(f"{path} has no column of numbers beside {self.label}")
+        return Points(np.stack(features, axis=1), labels, class_names, str(path))
 
 
 def _folder(root: str | None, what: str) -> Path:

@@ -210,5 +210,6 @@ def _silence_known_noise() -> None:
         ".*This DataLoader will create .* worker processes.*",
         ".*this fit will run with no optimizer.*",  # a paper without gradients
         ".*Sparse invariant checks are implicitly disabled.*",
+        ".*Sparse CSR tensor support is in beta state.*",
     ):
         warnings.filterwarnings("ignore", message)

@@ -1,4 +1,4 @@
-"""Judges a checkpoint on a test set, or predicts with it on the user's own files."""
+"""Judges a checkpoint on a test set, predicts with it on the user's own files, or exports it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ def evaluate_checkpoint(config: DictConfig) -> None:
     Raises:
         InputError: if the mode is unknown or there is nothing to predict on.
     """
-    if config.mode not in ("test", "predict"):
-        raise InputError(f"mode={config.mode} is unknown: mode=test or mode=predict")
+    if config.mode not in ("test", "predict", "export"):
+        raise InputError(f"mode={config.mode} is unknown: mode=test, mode=predict or mode=export")
     from lightning_fabric.utilities.seed import seed_everything
 
     from runs import results
@@ -39,7 +39,11 @@ def evaluate_checkpoint(config: DictConfig) -> None:
         "ckpt_path": resolved["ckpt_path"],
         "weights_only": True,
     }
-    if resolved["mode"] == "predict":
+    if resolved["mode"] == "export":
+        from runs.exporting import export_checkpoint
+
+        export_checkpoint(pieces.module, Path(resolved["ckpt_path"]), folder / "model.onnx")
+    elif resolved["mode"] == "predict":
         trainer.predict(pieces.module, return_predictions=False, **arguments)
         say(f"predictions and figures are in {folder}")
     else:

@@ -17,6 +17,7 @@ from runs.numbers import format_number
 # Overrides that say where or how a job ran, not what it was.
 _NOT_A_CHOICE = (
     "seed=",
+    "data.fold=",
     "experiment=",
     "variant=",
     "trainer=",
@@ -33,7 +34,7 @@ _NOT_A_CHOICE = (
 
 @dataclass
 class Group:
-    """Runs of one experiment that differ in their seed alone."""
+    """Runs of one experiment that differ in their seed or their fold alone."""
 
     name: str
     choices: tuple[str, ...]
@@ -47,20 +48,28 @@ def main(arguments: Sequence[str]) -> int:
     """The command `python report.py`."""
     parser = argparse.ArgumentParser(
         prog="report.py",
-        description="Table of finished runs: mean ± standard deviation over seeds, floor, paper.",
+        description="Table of finished runs: mean ± standard deviation over seeds and folds, floor, paper.",
     )
     parser.add_argument("folders", nargs="*", default=["outputs"], help="folders to search (default: outputs)")
     parser.add_argument("--metric", action="append", help="only this metric, for example test/top1 (may be repeated)")
     parser.add_argument("--stage", help="what this stage of each run gave (default: the last one)")
+    parser.add_argument(
+        "--wide",
+        action="store_true",
+        help="a column for each metric; the paper's numbers and the floor on rows of their own",
+    )
     parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
     options = parser.parse_args(arguments)
     results = read_results([Path(folder) for folder in options.folders])
     groups = group_results(of_stage(results, options.stage) if options.stage else results)
-    rows = [row for group in groups for row in rows_of(group, options.metric)]
-    if not rows:
-        known = sorted({metric for group in groups for metric in group.metrics})
-        raise InputError(f"no run has the metric {', '.join(options.metric)}: known are {', '.join(known)}")
-    _PRINTERS[options.format](rows)
+    known = list(dict.fromkeys(metric for group in groups for metric in group.metrics))
+    metrics = [metric for metric in options.metric or known if metric in known]
+    if not metrics:
+        raise InputError(f"no run has the metric {', '.join(options.metric)}: known are {', '.join(sorted(known))}")
+    if options.wide:
+        _PRINTERS[options.format]([*_WIDE_COLUMNS, *metrics], wide_rows(groups, metrics))
+    else:
+        _PRINTERS[options.format](_COLUMNS, [row for group in groups for row in rows_of(group, options.metric)])
     return 0
 
 
@@ -96,7 +105,7 @@ def of_stage(results: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any
 
 
 def group_results(results: Iterable[dict[str, Any]]) -> list[Group]:
-    """Groups runs that only differ in their seed, in the order of first appearance.
+    """Groups runs that only differ in their seed or fold, in the order of first appearance.
 
     Where the runs of one experiment were given different data, these too make rows of their own.
     """
@@ -109,8 +118,8 @@ def group_results(results: Iterable[dict[str, Any]]) -> list[Group]:
         choices = tuple(sorted(word for key, word in typed.items() if not f"{key}=".startswith(_NOT_A_CHOICE)))
         if len(roots[result["name"]]) > 1:
             choices = (*choices, typed.get("data.root", "data.root as configured"))
-        if result.get("variant"):
-            choices = (result["variant"], *choices)
+        if result.get("variant"):  # the model of a baseline, like a variant, is known by its name
+            choices = (result["variant"], *(word for word in choices if not word.startswith("model=")))
         paper = (result.get("paper") or {}).get("metrics") or {}
         group = groups.setdefault((result["name"], choices), Group(result["name"], choices, paper))
         group.seeds.append(result["seed"])
@@ -132,7 +141,6 @@ def rows_of(group: Group, only: Sequence[str] | None) -> list[list[str]]:
     for metric, values in group.metrics.items():
         if only and metric not in only:
             continue
-        spread = f" ± {format_number(statistics.stdev(values))}" if len(values) > 1 else ""
         floors = group.floors.get(metric.partition("/")[2])
         rows.append(
             [
@@ -140,7 +148,7 @@ def rows_of(group: Group, only: Sequence[str] | None) -> list[list[str]]:
                 " ".join(group.choices) or "-",
                 metric,
                 str(len(values)),
-                format_number(statistics.fmean(values)) + spread,
+                _mean_and_deviation(values),
                 format_number(statistics.fmean(floors) if floors else None),
                 format_number(group.paper.get(metric)),
             ]
@@ -148,29 +156,58 @@ def rows_of(group: Group, only: Sequence[str] | None) -> list[list[str]]:
     return rows
 
 
+def _mean_and_deviation(values: Sequence[float]) -> str:
+    spread = f" ± {format_number(statistics.stdev(values))}" if len(values) > 1 else ""
+    return format_number(statistics.fmean(values)) + spread
+
+
+def wide_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[list[str]]:
+    """A row a group, with a cell a metric; below it the paper's numbers, and below an experiment its floors.
+
+    The floor is that of the experiment's first group; where another one's differs, it has a row too.
+    """
+    rows = []
+    for experiment in dict.fromkeys(group.name for group in groups):
+        floors: list[list[str]] = []
+        for group in (group for group in groups if group.name == experiment):
+            row = [experiment, " ".join(group.choices) or "-"]
+            values = [group.metrics.get(metric) for metric in metrics]
+            rows.append([*row, str(len(group.seeds)), *(_mean_and_deviation(each) if each else "-" for each in values)])
+            if any(metric in group.paper for metric in metrics):
+                rows.append([*row, "paper", *(format_number(group.paper.get(metric)) for metric in metrics)])
+            below = [group.floors.get(metric.partition("/")[2]) for metric in metrics]
+            cells = [format_number(statistics.fmean(each) if each else None) for each in below]
+            if any(below) and cells not in [floor[3:] for floor in floors]:
+                floors.append([experiment, row[1] if floors else "-", "floor", *cells])
+        rows += floors
+    return rows
+
+
 _COLUMNS = ["experiment", "variant", "metric", "runs", "mean ± std", "floor", "paper"]
+_WIDE_COLUMNS = ["experiment", "variant", "runs"]
+_IN_WORDS = {"experiment", "variant", "metric"}
 
 
-def _print_table(rows: list[list[str]]) -> None:
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table()
-    for column in _COLUMNS:
-        table.add_column(column, justify="right" if column in _COLUMNS[3:] else "left", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in _IN_WORDS else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     # A file or pipe has no width of its own; 80 columns would fold every word.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def _print_markdown(rows: list[list[str]]) -> None:
-    for row in [_COLUMNS, ["---"] * len(_COLUMNS), *rows]:
+def _print_markdown(columns: list[str], rows: list[list[str]]) -> None:
+    for row in [columns, ["---"] * len(columns), *rows]:
         print("| " + " | ".join(row) + " |")
 
 
-def _print_csv(rows: list[list[str]]) -> None:
-    csv.writer(sys.stdout, lineterminator="\n").writerows([_COLUMNS, *rows])
+def _print_csv(columns: list[str], rows: list[list[str]]) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerows([columns, *rows])
 
 
 _PRINTERS = {"table": _print_table, "markdown": _print_markdown, "csv": _print_csv}

@@ -123,7 +123,7 @@ def describe_software() -> dict[str, Any]:
         text=True,
         check=False,
     ).stdout.strip()
-    packages = ("torch", "pytorch-lightning", "timm", "torchmetrics", "hydra-core")
+    packages = ("torch", "pytorch-lightning", "timm", "torchmetrics", "scikit-learn", "hydra-core")
     return {
         "git_commit": commit or None,
         "python": platform.python_version(),

@@ -309,10 +309,10 @@ def test_an_array_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "label", "sentence"),
     [
-        ("a,b\n1,2\n3\n", None, "line 3: 1 columns instead of 2"),
-        ("a,b\n1,2\n3,red\n", None, r"line 3: 'red' is not a number \(a column of classes is named by"),
+        ("a,b\n1,2\n3\n", None, "line 3: 1 cells instead of the 2"),
+        ("a,b\n1,2\n3,red\n", None, r"line 3: b is 'red' instead of a number \(a column of classes is named by"),
         ("a,b\n1,2\n", "kind", "has no column 'kind' .*it has a, b"),
-        ("a,b\n1,2\nnan,2\n", None, r"1 points have values that are NaN or infinite \(point 2"),
+        ("a,b\n1,2\nnan,2\n", None, r"line 3: a is 'nan' instead of a number"),
         ("a,b\n", None, "no points in it"),
         ("1,2\n3,4\n", None, "its first line holds numbers: put a line of column names"),
         ("a,kind\n1,x\n2,y\n3,z\n", "kind", "there are 3 classes but"),

@@ -387,9 +387,9 @@ def test_a_wrong_table_is_one_sentence(tmp_path, table, sentence):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"image,labels,list\na.png,cat,train\nb.jpg,dog\n", r"line 3 of .*labels\.csv has not the 3 cells"),
+        (b"image,labels,list\na.png,cat,train\nb.jpg,dog\n", r"labels\.csv, line 3: 2 cells instead of the 3"),
         (b"image,labels,list\na.png,cat,tarin\n", r"line 2 of .*labels\.csv: there is no list 'tarin'"),
-        (b"image,labels,list\na.png,cat,dog,train\n", r"line 2 of .*labels\.csv .*';' between them, not ','"),
+        (b"image,labels,list\na.png,cat,dog,train\n", r"labels\.csv, line 2: 4 cells .*';' between them, not ','"),
         ("image,labels,list\nä.png,cat,train\n".encode("latin-1"), r"labels\.csv is not written in UTF-8"),
     ],
 )

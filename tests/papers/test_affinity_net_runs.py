@@ -106,7 +106,7 @@ def test_one_stage_alone_takes_checkpoints_and_makes_the_same_masks(chain, tmp_p
 
 
 def test_stage_without_its_checkpoint_is_one_sentence(chain, tmp_path):
-    with pytest.raises(InputError, match="refers to the checkpoint of stage 'isim', which this run does not have"):
+    with pytest.raises(InputError, match="is the checkpoint of stage 'isim', which this run does not have"):
         train_here(tmp_path / "none", *TINY, "only_stages=[affinity]", f"paths.data_dir={chain}/data")
 
 

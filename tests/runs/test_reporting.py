@@ -59,6 +59,45 @@ def test_runs_on_different_data_are_rows_of_their_own(tmp_path, capsys):
     assert [(row["variant"], row["runs"]) for row in rows] == [("data.root=one", "2"), ("data.root=other", "2")]
 
 
+def wide(capsys, *arguments):
+    main([*map(str, arguments), "--wide", "--format", "csv"])
+    return list(csv.reader(io.StringIO(capsys.readouterr().out)))
+
+
+def test_a_wide_table_has_a_column_a_metric_and_rows_for_runs_paper_and_floor(folder, capsys):
+    head, *rows = wide(capsys, folder)
+    assert head == ["experiment", "variant", "runs", "test/top1", "test/top5"]
+    deviation = statistics.stdev([50.0, 55.0, 57.0])
+    assert rows[:2] == [
+        ["paper_data", "-", "3", f"54.00 ± {deviation:.4f}", "99.00 ± 0.0000"],
+        ["paper_data", "-", "paper", "60.60", "-"],
+    ]
+    assert [row[1:3] for row in rows] == [
+        ["-", "3"], ["-", "paper"], ["model.lr=2", "1"], ["model.lr=2", "paper"], ["control", "1"],
+        ["control", "paper"], ["-", "floor"],
+    ]  # fmt: skip
+    assert rows[-1] == ["paper_data", "-", "floor", "20.00", "-"]
+
+
+def test_a_wide_table_has_the_metrics_asked_for_in_their_order(folder, capsys):
+    head, first, *_ = wide(capsys, folder, "--metric", "test/top5", "--metric", "test/top1")
+    assert head[3:] == ["test/top5", "test/top1"] and first[3] == "99.00 ± 0.0000"
+
+
+def test_floors_that_differ_between_variants_have_rows_of_their_own(tmp_path, capsys):
+    write(tmp_path / "a", 1, 50.0)
+    write(tmp_path / "b", 1, 40.0, variant="control")
+    path = tmp_path / "b" / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "floors": {"top1": 30.0}}))
+    rows = [row for row in wide(capsys, tmp_path) if row[2] == "floor"]
+    assert [row[1:4] for row in rows] == [["-", "floor", "20.00"], ["control", "floor", "30.00"]]
+
+
+def test_a_baseline_whose_model_file_names_its_row_has_that_name_alone(tmp_path, capsys):
+    write(tmp_path / "a", 1, 50.0, ["model=paper_knn", "model.k=3"], variant="knn")
+    assert wide(capsys, tmp_path)[1][1] == "knn model.k=3"
+
+
 def test_unknown_metric_names_the_known_ones(folder):
     with pytest.raises(InputError, match=r"no run has the metric top1: known are test/top1, test/top5"):
         main([str(folder), "--metric", "top1"])
