@@ -1,0 +1,265 @@
+"""Runs whole: trained, judged again, predicting, broken, killed, on two processes; every bad input one sentence."""
+
+import csv
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_modules.hypergraph_svm import HypergraphSVMModule
+from runs.command_line import INPUT_ERROR
+from runs.errors import InputError
+from tests.toy.running import judge_here, run_door, start_door, train_here
+
+NAME = "hypergraph_svm"
+QUIET = ["trainer=cpu", "trainer.enable_progress_bar=false"]
+DEMO = [*QUIET, f"experiment={NAME}_demo", "data.reader.n=120", "model.solver.iterations_per_step=5"]
+
+
+def train(run_dir: Path, *words: str) -> dict:
+    train_here(run_dir, *words)
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def state_of(run_dir: Path) -> dict:
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def write_table(path: Path, classes: int = 3, n: int = 60) -> Path:
+    generator = np.random.default_rng(0)
+    kind = np.arange(n) % classes
+    x = generator.normal(size=(n, 4)) + 2 * np.eye(max(classes, 4))[kind][:, :4]
+    lines = [
+        ",".join([f"r{i}", *map(repr, row), f"kind{k}"])
+        for i, (row, k) in enumerate(zip(x.tolist(), kind, strict=True))
+    ]
+    path.write_text("\n".join(["name,a,b,c,d,kind", *lines]) + "\n")
+    return path
+
+
+def on_table(path: Path, *words: str) -> list[str]:
+    return [
+        *QUIET, "callbacks.figures=null", f"experiment={NAME}_table", f"data.root={path}", "data.reader.label=kind",
+        "data.identifier=name", "data.split.folds=3", *words,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    root = tmp_path_factory.mktemp("demo")
+    words = [*DEMO, f"paths.data_dir={root}/data"]
+    return root, train(root / "run", *words), words
+
+
+def test_a_run_leaves_its_data_figures_and_numbers_beside_their_floor(demo):
+    root, result, _ = demo
+    (moons,) = (root / "data" / "two_moons_table").iterdir()
+    assert len((moons / "moons.csv").read_text().splitlines()) == 121
+    names = {path.name for path in (root / "run" / "figures").iterdir()}
+    assert names == {f"test_{name}.png" for name in ("confusion", "surface", "hypergraph", "solver")}
+    assert result["metrics"]["test/accuracy"] > result["floors"]["accuracy"] == 50.0
+    assert result["variant"] is None
+    trace = rows(root / "run" / "metrics.csv")
+    J = [float(row["train/objective"]) for row in trace if row.get("train/objective")]
+    assert len(J) >= 3 and all(later <= earlier for earlier, later in pairwise(J))
+
+
+def test_a_checkpoint_alone_gives_the_same_numbers(demo):
+    root, result, _ = demo
+    judged = judge_here(root / "run" / "checkpoints" / "last.ckpt", root / "eval", f"paths.data_dir={root}/data")
+    assert judged["metrics"] == result["metrics"]
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at_step", [1, 3])
+def test_a_run_broken_in_the_solve_ends_with_the_same_solution_to_the_last_digit(demo, tmp_path, at_step):
+    root, result, words = demo
+    whole, calls = HypergraphSVMModule.fit_closed_form, []
+
+    def breaking(self, batch):
+        calls.append(1)
+        if len(calls) == at_step + 1:
+            raise Broken
+        return whole(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Broken):
+        patch.setattr(HypergraphSVMModule, "fit_closed_form", breaking)
+        train(tmp_path / "run", *words)
+    assert (
+        not bool(state_of(tmp_path / "run")["solved"]) and int(state_of(tmp_path / "run")["iteration"]) == 5 * at_step
+    )
+    assert train(tmp_path / "run", *words)["metrics"] == result["metrics"]
+    ours, theirs = state_of(tmp_path / "run"), state_of(root / "run")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_prediction_needs_the_checkpoint_and_a_table_with_the_columns(tmp_path):
+    train(tmp_path / "run", *on_table(write_table(tmp_path / "mine.csv"), "data.unlabelled=0.3"))
+    (tmp_path / "new.csv").write_text("d,name,b,a,c,extra\n0,first,0,4,0,x\n0,second,4,0,0,y\n")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    judge_here(
+        checkpoint,
+        tmp_path / "predicted",
+        "mode=predict",
+        f"data.predict_root={tmp_path}/new.csv",
+        f"data.root={tmp_path}/gone",
+    )
+    found = rows(tmp_path / "predicted" / "predictions.csv")
+    assert list(found[0]) == ["name", "class", "score kind0", "score kind1", "score kind2"]
+    assert [(row["name"], row["class"]) for row in found] == [("first", "kind0"), ("second", "kind1")]
+    for row in found:
+        scores = {name.removeprefix("score "): float(value) for name, value in row.items() if name.startswith("score")}
+        assert max(scores, key=scores.get) == row["class"]
+
+
+def test_a_binary_prediction_has_the_score_of_the_second_class(tmp_path):
+    train(tmp_path / "run", *on_table(write_table(tmp_path / "mine.csv", classes=2)))
+    judge_here(
+        tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "predicted", "mode=predict",
+        f"data.predict_root={tmp_path}/mine.csv",
+    )  # fmt: skip
+    found = rows(tmp_path / "predicted" / "predictions.csv")
+    assert list(found[0]) == ["name", "class", "score kind1"] and len(found) == 60
+    assert all((float(row["score kind1"]) >= 0) == (row["class"] == "kind1") for row in found)
+
+
+def test_label_sets_of_a_table_of_ones_own(tmp_path):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 3))
+    label = (x[:, :2] > 0).astype(int)
+    lines = [",".join(map(str, [*row, *pair])) for row, pair in zip(x.tolist(), label.tolist(), strict=True)]
+    (tmp_path / "mine.csv").write_text("\n".join(["a,b,c,warm,wet", *lines]) + "\n")
+    words = [
+        word
+        for word in on_table(tmp_path / "mine.csv")
+        if not word.startswith(("data.reader.label", "data.identifier"))
+    ]
+    result = train(tmp_path / "run", *words, "data.reader.labels=[warm,wet]", "data.split.stratified=false")
+    assert set(result["floors"]) == {"hamming_loss", "f1", "auc_hard", "auc", "ranking_loss", "average_precision"}
+    assert result["metrics"]["test/hamming_loss"] < result["floors"]["hamming_loss"] - 0.1
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    judge_here(checkpoint, tmp_path / "predicted", "mode=predict", f"data.predict_root={tmp_path}/mine.csv")
+    found = rows(tmp_path / "predicted" / "predictions.csv")
+    assert list(found[0]) == ["row", "labels", "score warm", "score wet"]
+    for row in found:
+        said = [name for name in ("warm", "wet") if float(row[f"score {name}"]) >= 0]
+        assert row["labels"] == "; ".join(said)
+
+
+@pytest.mark.parametrize("baseline", ["lapsvm", "hgsvm", "kernel_svm", "svc", "label_spreading"])
+def test_baselines_name_their_rows_and_keep_what_makes_them(tmp_path, baseline):
+    words = [*DEMO[:-1], "callbacks.figures=null", f"paths.data_dir={tmp_path}/data", f"model={NAME}_{baseline}"]
+    result = train(tmp_path / "run", *words)
+    assert result["variant"] == baseline and result["metrics"]["test/accuracy"] >= 50
+    state = state_of(tmp_path / "run")
+    if baseline in ("lapsvm", "hgsvm", "kernel_svm"):
+        lam, delta_i = float(state["chosen"][3]), float(state["chosen"][2])
+        assert {"lapsvm": lam == 1, "hgsvm": lam == 0, "kernel_svm": delta_i == 0}[baseline]
+        assert float(state["chosen"][0]) == 4.0  # the experiment's gamma
+    else:
+        assert len(state["fitted.features"]) == (96 if baseline == "label_spreading" else 4)
+        judged = judge_here(
+            tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "eval", f"paths.data_dir={tmp_path}/data"
+        )
+        assert judged["metrics"] == result["metrics"]
+
+
+def paper_number(experiment: str, *words: str) -> float | None:
+    from runs.composition import compose_config, to_plain
+    from runs.results import paper_row
+
+    config = compose_config([f"experiment={NAME}_{experiment}", "data.root=x", "paths.run_dir=x", *words])
+    return paper_row(to_plain(config))["metrics"].get("test/accuracy")
+
+
+def test_the_papers_number_is_that_of_the_method_and_the_share():
+    assert paper_number("heart") == 77.41 and paper_number("heart", "data.unlabelled=0.5") == 81.48
+    assert paper_number("heart", "data.unlabelled=0.5", f"model={NAME}_hgsvm") == 80.37
+    assert paper_number("heart", "data.unlabelled=0.4") is None and paper_number("heart", f"model={NAME}_svc") is None
+
+
+@pytest.mark.parametrize(
+    ("experiment", "share", "rival"), [("iono", 0.1, "lapsvm"), ("fashion", 0.1, "lapsvm"), ("fashion", 0.3, "hgsvm")]
+)
+def test_the_papers_own_tables_have_cells_where_ihlsvm_is_not_the_best(experiment, share, rival):
+    hidden = f"data.unlabelled={share}"
+    assert paper_number(experiment, hidden) < paper_number(experiment, hidden, f"model={NAME}_{rival}")
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_solution_of_one(demo, tmp_path):
+    root, result, words = demo
+    words = [*(word for word in words if word != "trainer=cpu"), "trainer=ddp_cpu", f"hydra.run.dir={tmp_path}/run"]
+    code, output = run_door("train.py", *words)
+    assert code == 0, output
+    both = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert both["processes"] == 2 and both["metrics"] == pytest.approx(result["metrics"])
+    assert torch.equal(state_of(tmp_path / "run")["alpha"], state_of(root / "run")["alpha"])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["data.root=gone.csv"], r"data\.root=gone\.csv does not exist"),
+        (["data.reader.label=sort"], "has no column 'sort'"),
+        (["data.reader.label=null", "data.reader.left_out=[kind]"], "no column of classes is named"),
+        (["data.unlabelled=1.0"], r"data\.unlabelled=1\.0 must be 0 or more and below 1"),
+        (["model.lam=-0.5"], r"model\.lam=-0\.5 must be from 0 to 1"),
+        (["model.gamma=-1"], r"model\.gamma=-1 must be above 0"),
+        (["svm.delta_a=0"], r"model\.delta_a=0 must be above 0"),
+        (["model.manifold.k_hyper=100"], r"model\.manifold\.k_hyper=100 must be from 1 to 39"),
+        (["model.most_rows=30"], r"40 training rows: .* data\.max_train=30"),
+        (["model.selection.rule=oracle"], "oracle_leaky"),
+        (["data.fold=3"], r"data\.fold=3 must be from 0 to 2"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, words, sentence):
+    table = write_table(tmp_path / "mine.csv")
+    with pytest.raises(InputError, match=sentence):
+        train(tmp_path / "run", *on_table(table), *words)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_bad_input_ends_with_its_sentence_and_exit_code_2(tmp_path):
+    code, output = run_door(
+        "train.py", f"experiment={NAME}_wdbc", *QUIET, f"data.root={tmp_path}", f"hydra.run.dir={tmp_path}/run"
+    )
+    assert code == INPUT_ERROR
+    assert "holds no wdbc.arff" in output and "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_solve_and_resumed_ends_with_the_same_solution(tmp_path):
+    words = [
+        *QUIET, f"experiment={NAME}_demo", "data.reader.n=600", "model.solver.iterations_per_step=1",
+        "model.solver.tol=1e-12", "model.solver.iterations=80", "callbacks.figures=null",
+        f"paths.data_dir={tmp_path}/data",
+    ]  # fmt: skip
+    code, output = run_door("train.py", *words, f"hydra.run.dir={tmp_path}/whole")
+    assert code == 0, output
+    run_dir = tmp_path / "killed"
+    process = start_door("train.py", *words, f"hydra.run.dir={run_dir}")
+    while not (run_dir / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    assert not (run_dir / "result.json").exists() and int(state_of(run_dir)["iteration"]) > 0
+    code, output = run_door("train.py", f"ckpt_path={run_dir}", "trainer.enable_progress_bar=false")
+    assert code == 0, output
+    ours, theirs = state_of(run_dir), state_of(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
