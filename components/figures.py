@@ -1,4 +1,4 @@
-"""Pictures that several papers show: image rows with captions, a confusion matrix, a curve."""
+"""Pictures that several papers show: image rows with captions, a confusion matrix, a curve, points in their plane."""
 
 from collections.abc import Sequence
 
@@ -67,3 +67,18 @@ def curve(values: Sequence[float], xlabel: str, ylabel: str, start: int = 0) -> 
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.3)
     return figure
+
+
+def principal_plane(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Points (n, d) where a picture shows them, (n, 2), and the share of their variance that it shows.
+
+    Those of the plane stay as they are, others lie on their two principal axes.
+    """
+    if points.shape[1] == 2:
+        return points, 1.0
+    centred = points - points.mean(axis=0)
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    axes = vectors[:, ::-1][:, :2]
+    plane = centred @ (axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
+    share = float(values[::-1][:2].sum() / max(values.sum(), np.finfo(float).tiny))
+    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1]))), share

@@ -9,6 +9,8 @@ from matplotlib.patches import Polygon
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 
+from components.figures import principal_plane
+
 SHOWN_EDGES = 25  # hyperedges; more would cover each other
 
 
@@ -85,15 +87,3 @@ def solver_figure(trace: NDArray[np.float64]) -> Figure:
     right.set(xlabel="iteration", ylabel="labelled rows inside the margin, all columns")
     right.grid(alpha=0.3)
     return figure
-
-
-def principal_plane(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Rows of the plane as they are, others on their two principal axes (m, 2); the share of variance."""
-    if points.shape[1] == 2:
-        return points, 1.0
-    centred = points - points.mean(axis=0)
-    values, vectors = np.linalg.eigh(centred.T @ centred)
-    axes = vectors[:, ::-1][:, :2]
-    plane = centred @ (axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
-    share = float(values[::-1][:2].sum() / max(values.sum(), np.finfo(float).tiny))
-    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1]))), share

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics.clustering import NormalizedMutualInfoScore
 from torchmetrics.functional.clustering import normalized_mutual_info_score
 
+from components.figures import principal_plane
 from components.graph import component_count, edge_count, modularity, prune_pairs
 from components.metrics.clustering import ClusteringAccuracy
 from components.metrics.floors import MajorityFloor
@@ -127,7 +128,7 @@ class ModularityRefinementModule(VariableBuffers, pl.LightningModule):
             started = time.perf_counter()
             graph = self.builder(points, self.graph_settings, lambda A: self.divide(A, points)[0])
             found["builder_seconds"] = time.perf_counter() - started
-            found.update(_graph_state("first", graph), layout=_plane(points))
+            found.update(_graph_state("first", graph), layout=principal_plane(points)[0])
         else:
             graph = self.graph("current")
 
@@ -351,16 +352,6 @@ def centroids(space: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[
 
 def _graph_state(name: str, graph: sparse.csr_array) -> dict[str, NDArray]:
     return {f"{name}_indptr": graph.indptr, f"{name}_indices": graph.indices, f"{name}_weights": graph.data}
-
-
-def _plane(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The points as they are in the plane, or on their two principal axes, (n, 2)."""
-    if points.shape[1] == 2:
-        return points
-    centred = points - points.mean(axis=0)
-    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :2]
-    plane = centred @ (axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
-    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
 
 
 def _numpy(tensor: Tensor) -> NDArray:

@@ -4,6 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from components.figures import principal_plane
+
 
 def plane_figure(
     points: NDArray[np.float64],
@@ -61,15 +63,3 @@ def ratio_figure(symmetry: NDArray[np.float64], distance: NDArray[np.float64], k
     ax.grid(alpha=0.3)
     ax.legend()
     return figure
-
-
-def principal_plane(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """Rows of the plane as they are, others on their two principal axes (n, 2); the share of variance."""
-    if points.shape[1] == 2:
-        return points, 1.0
-    centred = points - points.mean(axis=0)
-    values, vectors = np.linalg.eigh(centred.T @ centred)
-    axes = vectors[:, ::-1][:, :2]
-    plane = centred @ (axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
-    share = float(values[::-1][:2].sum() / max(values.sum(), np.finfo(float).tiny))
-    return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1]))), share

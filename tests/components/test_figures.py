@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from components.figures import confusion_matrix, curve, image_rows
+from components.figures import confusion_matrix, curve, image_rows, principal_plane
 
 
 def test_image_rows_put_each_picture_under_its_caption():
@@ -23,3 +23,14 @@ def test_confusion_matrix_is_coloured_by_the_share_of_the_true_class():
 def test_a_curve_starts_at_the_epoch_it_is_told():
     line = curve([10.0, 20.0], "epoch", "accuracy", start=1).axes[0].lines[0]
     assert line.get_xydata().tolist() == [[1.0, 10.0], [2.0, 20.0]]
+
+
+def test_the_plane_of_the_figures_shows_the_two_principal_axes():
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(200, 5)) * [1, 9, 1, 4, 1]
+    plane, share = principal_plane(points)
+    np.testing.assert_allclose(np.abs(np.corrcoef(plane.T, points[:, [1, 3]].T)[[0, 1], [2, 3]]), 1, atol=0.02)
+    assert np.array_equal(principal_plane(points[:, :2])[0], points[:, :2])
+    assert principal_plane(points[:, :1])[0].shape == (200, 2)
+    variance = points.var(axis=0)
+    assert abs(share - variance[[1, 3]].sum() / variance.sum()) < 0.01

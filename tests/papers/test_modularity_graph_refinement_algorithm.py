@@ -11,7 +11,6 @@ from sklearn.metrics import adjusted_rand_score
 from components.graph import edge_count, knn_graph, spectral_embedding
 from lightning_modules.modularity_graph_refinement import ModularityRefinementModule
 from lightning_modules.modularity_graph_refinement import clustering as clustering_file
-from lightning_modules.modularity_graph_refinement import module as module_file
 from lightning_modules.modularity_graph_refinement.clustering import Clustering
 from lightning_modules.modularity_graph_refinement.graph_builders import NeighbourGraph, knn
 from lightning_modules.modularity_graph_refinement.module import ROUND_COLUMNS, Pruning, Stopping, centroids
@@ -261,12 +260,3 @@ def test_every_graph_of_every_variant_is_clustered_with_the_same_starts_and_seed
             ]
             cluster = to_plain(compose_config(words))["model"]["cluster"]
             assert (cluster["n_init"], cluster["seed"]) == (10, 7), variant
-
-
-def test_the_plane_of_the_figures_shows_the_two_principal_axes():
-    generator = np.random.default_rng(0)
-    points = generator.normal(size=(200, 5)) * [1, 9, 1, 4, 1]
-    plane = module_file._plane(points)
-    np.testing.assert_allclose(np.abs(np.corrcoef(plane.T, points[:, [1, 3]].T)[[0, 1], [2, 3]]), 1, atol=0.02)
-    assert np.array_equal(module_file._plane(points[:, :2]), points[:, :2])
-    assert module_file._plane(points[:, :1]).shape == (200, 2)
