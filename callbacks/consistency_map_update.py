@@ -1,4 +1,4 @@
-"""Renews the maps of consistent disparities that SAda-Net trains on (paper 4.2, Fig. 6; spec 3)."""
+"""Renews the maps of consistent disparities that SAda-Net trains on (paper 4.2, Fig. 6)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.anomaly_files import AnomalyImage, AnomalyReader, Regime, read_defects
 from datamodules.anomaly_sampling import BalancedWithMemory, EpochPlan, EveryImage, PlannedSampler, View, as_view
+from datamodules.folder import FolderDataModule
 from datamodules.photograph_files import as_tensor, find_pictures, of_each, open_photograph
 from datamodules.sampling import EpochLoader, StridedSampler, shared_batches, trainer_position
 from runs.errors import InputError, first_few
@@ -90,7 +90,7 @@ def flipped(image: Tensor, flip: int) -> Tensor:
     return image.flip(axes) if axes else image
 
 
-class AnomalyDataModule(pl.LightningDataModule):
+class AnomalyDataModule(FolderDataModule):
     """Normal images, and defective ones with masks, in the layout of a reader.
 
     Batches (shapes for one process):
@@ -122,6 +122,8 @@ class AnomalyDataModule(pl.LightningDataModule):
         InputError: settings that make no sense; see `setup` for the files.
     """
 
+    reader: AnomalyReader
+
     def __init__(
         self,
         reader: AnomalyReader,
@@ -141,7 +143,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         pin_memory: bool,
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__(reader, root, predict_root)
         if isinstance(size, dict):
             if category not in size:
                 raise InputError(f"data.category={category} is none of {first_few(sorted(size))}")
@@ -159,20 +161,15 @@ class AnomalyDataModule(pl.LightningDataModule):
             )
         if per_batch and batch_size % 2:
             raise InputError(f"data.per_batch=true halves each batch: data.batch_size={batch_size} must be even")
-        self.reader, self.root, self.category, self.fold = reader, Path(root).expanduser(), category, fold
+        self.category, self.fold = category, fold
         self.regime, self.size = regime, (size[0], size[1])
         self.flips, self.per_batch, self.cache_features, self.on_error = flips, per_batch, cache_features, on_error
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.num_workers, self.pin_memory = num_workers, pin_memory
-        self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self._train: AnomalyImages | None = None
         self._val: AnomalyImages | None = None
         self._test: AnomalyImages | None = None
         self._to_predict: PicturesToJudge | None = None
-
-    def prepare_data(self) -> None:
-        if self.trainer is None or not self.trainer.predicting:
-            self.reader.prepare(self.root)
 
     def setup(self, stage: str) -> None:
         """Reads the lists and opens each file once.
@@ -187,9 +184,7 @@ class AnomalyDataModule(pl.LightningDataModule):
             return
         if self._train is not None:
             return
-        if not self.root.is_dir():
-            raise InputError(f"data.root={self.root} is no folder: {self.reader.instructions}")
-        splits = self.reader.read(self.root, self.category, self.fold, self.regime)
+        splits = self.reader.read(self.existing_root(), self.category, self.fold, self.regime)
         lists = {"training": self._fit_for_training(splits.train), "validation": splits.val, "test": splits.test}
         _refuse_shared(lists)
         lists = {name: self._readable(images, name) for name, images in lists.items()}

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.bsds_files import BSDSImage, BSDSReader, PhotographFolderReader, chosen, read_ucm2
+from datamodules.folder import FolderDataModule, existing_folder
 from datamodules.photograph_files import as_tensor, of_each, open_photograph, sizes_of
 from datamodules.sampling import EpochLoader, EpochPosition, StridedSampler, trainer_position
 from datamodules.superpixels import Superpixels, find_ucm2
@@ -153,7 +153,7 @@ class Spare(Dataset):
         return {**self.images[0], "spare": torch.tensor([True])}
 
 
-class BSDSDataModule(pl.LightningDataModule):
+class BSDSDataModule(FolderDataModule):
     """Photographs with guide superpixels and human maps; one batch is one photograph, without a batch axis.
 
     - ``image`` (3, h, w) uint8 and ``guide`` (h, w) int64, superpixels 0..K-1, at ``scale``;
@@ -180,6 +180,8 @@ class BSDSDataModule(pl.LightningDataModule):
         InputError: a scale that is none.
     """
 
+    reader: BSDSReader
+
     def __init__(
         self,
         reader: BSDSReader,
@@ -192,21 +194,14 @@ class BSDSDataModule(pl.LightningDataModule):
         predict_root: Path | None,
         num_workers: int,
     ) -> None:
-        super().__init__()
+        super().__init__(reader, root, predict_root)
         if not 0 < scale <= 1:
             raise InputError(f"data.scale={scale} must be above 0 and at most 1, the size of the files")
-        self.reader, self.root = reader, None if root is None else Path(root)
         self.splits, self.chosen_images, self.limit = splits, images, limit
         self.scale, self.superpixels = scale, superpixels
-        self.predict_root = None if predict_root is None else Path(predict_root)
         self.num_workers = num_workers
         self._images: SegmentedImages | None = None
         self._to_predict: SegmentedImages | None = None
-
-    def prepare_data(self) -> None:
-        predicting = self.trainer is not None and self.trainer.predicting
-        if self.root is not None and not predicting:
-            self.reader.prepare(self.root)
 
     def setup(self, stage: str) -> None:
         """Finds the photographs and reads all files that could stop a long run in the middle.
@@ -217,10 +212,12 @@ class BSDSDataModule(pl.LightningDataModule):
         if stage == "predict":
             if self._to_predict is None:
                 reader = PhotographFolderReader()
-                root = _folder(self.predict_root, "data.predict_root", "name the folder of the photographs to segment")
+                root = existing_folder(
+                    self.predict_root, "data.predict_root", "name the folder of the photographs to segment"
+                )
                 self._to_predict = self._checked(reader.images(root, []), reader, root)
         elif self._images is None:
-            root = _folder(self.root, "data.root", self.reader.instructions)
+            root = self.existing_root()
             images = chosen(self.reader.images(root, self.splits), self.chosen_images, self.limit)
             self._images = self._checked(images, self.reader, root)
 
@@ -334,14 +331,6 @@ def _ucm2_of(image: BSDSImage, size: tuple[int, int]) -> NDArray[np.float64]:
             f"{size[0]}x{size[1]} pixels needs {2 * size[0] + 1}x{2 * size[1] + 1}"
         )
     return ucm2
-
-
-def _folder(folder: Path | None, key: str, instructions: str) -> Path:
-    if folder is None:
-        raise InputError(f"{key} is not set: {instructions}")
-    if not folder.is_dir():
-        raise InputError(f"{key}={folder} is no folder: {instructions}")
-    return folder
 
 
 def _the_only_one(samples: list[dict[str, Any]]) -> dict[str, Any]:

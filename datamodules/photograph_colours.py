@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import pytorch_lightning as pl
 from PIL import Image
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.folder import FolderDataModule, existing_folder
 from datamodules.photograph_checks import usable_photographs
 from datamodules.photograph_files import IMAGE_SUFFIXES, as_tensor, open_photograph
 from datamodules.sampling import (
@@ -235,7 +235,7 @@ class PhotographsToColour(ResizedPhotographs):
         }
 
 
-class PhotographColoursDataModule(pl.LightningDataModule):
+class PhotographColoursDataModule(FolderDataModule):
     """Photographs to learn colours from, others to judge by, or a folder to be coloured.
 
     Batches: ``image (B, 3, side, side)`` uint8, ``index``, ``name``; in prediction one photograph at a time, with
@@ -265,6 +265,8 @@ class PhotographColoursDataModule(pl.LightningDataModule):
         InputError: a size, probability or number that makes no sense; see `setup`.
     """
 
+    reader: ColourReader
+
     def __init__(
         self,
         reader: ColourReader,
@@ -282,7 +284,7 @@ class PhotographColoursDataModule(pl.LightningDataModule):
         pin_memory: bool,
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__(reader, root, predict_root)
         if side < 1 or eval_batch_size < 1 or num_workers < 0:
             raise InputError(
                 f"data.side={side} and data.eval_batch_size={eval_batch_size} must be 1 or more, "
@@ -290,18 +292,12 @@ class PhotographColoursDataModule(pl.LightningDataModule):
             )
         if not 0 <= flip <= 1:
             raise InputError(f"data.flip={flip} must be a probability, 0 to 1")
-        self.reader, self.root = reader, Path(root).expanduser()
         self.side, self.resampling, self.flip = side, RESAMPLING[resize], flip
         self.min_side, self.skip_bad = min_side, skip_bad
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.split_file, self.num_workers, self.pin_memory, self.seed = Path(split_file), num_workers, pin_memory, seed
-        self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self.parts: Parts | None = None
         self._to_predict: PhotographsToColour | None = None
-
-    def prepare_data(self) -> None:
-        if self.trainer is None or not self.trainer.predicting:
-            self.reader.prepare(self.root)
 
     def setup(self, stage: str) -> None:
         """Lists the photographs and decodes each, coarsely: 80 000 take about a minute.
@@ -315,9 +311,8 @@ class PhotographColoursDataModule(pl.LightningDataModule):
             return
         if self.parts is not None:
             return
-        if not self.root.is_dir():
-            raise InputError(f"data.root={self.root} is no folder: {self.reader.instructions}")
-        listed = self.reader.read(self.root)
+        root = self.existing_root()
+        listed = self.reader.read(root)
         shared = sorted(set(listed.train) & {*listed.val, *listed.test})
         if shared:
             raise InputError(f"{len(shared)} photographs are trained on and held out: {first_few(shared)}")
@@ -342,11 +337,7 @@ class PhotographColoursDataModule(pl.LightningDataModule):
             self.split_file.write_text(json.dumps({**self.state_dict(), "train": parts.train}, indent=1) + "\n")
 
     def _find_pictures(self) -> PhotographsToColour:
-        folder = self.predict_root
-        if folder is None:
-            raise InputError("data.predict_root is not set: name the folder of the pictures to colour")
-        if not folder.is_dir():
-            raise InputError(f"data.predict_root={folder} is no folder")
+        folder = existing_folder(self.predict_root, "data.predict_root", "name the folder of the pictures to colour")
         names = pictures_below(folder)
         if not names:
             raise InputError(f"data.predict_root={folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")

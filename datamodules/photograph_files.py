@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.csv_rows import read_csv_rows
+from datamodules.folder import existing_folder
 from runs.errors import InputError, did_you_mean, first_few
 
 Result = TypeVar("Result")
@@ -198,16 +199,26 @@ class PhotographsToPredict(Dataset):
         return {"image": as_tensor(np.asarray(picture)), "index": index, "name": self.names[index]}
 
 
+def check_class_count(class_names: list[str], num_classes: int) -> None:
+    """Refuses another number of names than of classes.
+
+    Raises:
+        InputError: they differ.
+    """
+    if len(class_names) != num_classes:
+        raise InputError(
+            f"data.num_classes={num_classes} but data.class_names lists {len(class_names)} names: name your "
+            f"classes by data.class_names=[…], or set data.num_classes={len(class_names)}"
+        )
+
+
 def find_pictures(folder: Path | None) -> PhotographsToPredict:
     """The readable pictures of a folder and of all below it, sorted by name.
 
     Raises:
         InputError: no folder is given, or it is none; it holds no picture, or one that cannot be read.
     """
-    if folder is None:
-        raise InputError("data.predict_root is not set: name the folder of the pictures to predict")
-    if not folder.is_dir():
-        raise InputError(f"data.predict_root={folder} is no folder")
+    folder = existing_folder(folder, "data.predict_root", "name the folder of the pictures to predict")
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not names:
         raise InputError(f"data.predict_root={folder} holds no picture ({', '.join(IMAGE_SUFFIXES)})")

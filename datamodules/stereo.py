@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.folder import FolderDataModule, existing_folder
 from datamodules.sampling import (
     Draw,
     EpochLoader,
@@ -297,7 +296,7 @@ class LoadedPairs(Sequence[dict[str, Any]]):
         return self.pairs[index].sample(index, self.sign)
 
 
-class StereoDataModule(pl.LightningDataModule):
+class StereoDataModule(FolderDataModule):
     """Stereo pairs of one dataset; training reads no truth.
 
     Batches:
@@ -335,6 +334,8 @@ class StereoDataModule(pl.LightningDataModule):
         InputError: settings that make no sense.
     """
 
+    reader: StereoReader
+
     def __init__(
         self,
         reader: StereoReader,
@@ -355,7 +356,7 @@ class StereoDataModule(pl.LightningDataModule):
         predict_root: str | None,
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__(reader, root, predict_root)
         if scale < 1:
             raise InputError(f"data.scale={scale} must be a whole number from 1 (the files' own size)")
         if patch < 3 or patch % 2 == 0:
@@ -370,8 +371,7 @@ class StereoDataModule(pl.LightningDataModule):
             )
         if (train_count is None) != (test_count is None):
             raise InputError("data.train_count and data.test_count go together: give both or neither")
-        self.reader = PairReader(reader, scale, min_disp, max_disp)
-        self.root = None if root is None else Path(root).expanduser()
+        self.pair_reader = PairReader(reader, scale, min_disp, max_disp)
         self.sign = 0 if disparity_sign == "auto" else int(disparity_sign)
         self.train_count, self.test_count, self.split_seed, self.judge_on = (
             train_count,
@@ -385,15 +385,9 @@ class StereoDataModule(pl.LightningDataModule):
             batches_per_epoch,
         )
         self.patch, self.max_offset, self.seed = patch, max_offset, seed
-        self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self.stream: PatchStream | None = None
         self._test: list[PairFiles] = []
         self._to_predict: tuple[list[PairFiles], PairReader] | None = None
-
-    def prepare_data(self) -> None:
-        predicting = self.trainer is not None and self.trainer.predicting
-        if self.root is not None and not predicting:
-            self.reader.reader.prepare(self.root)
 
     def setup(self, stage: str) -> None:
         """Finds the pairs, and reads all that training needs.
@@ -407,7 +401,7 @@ class StereoDataModule(pl.LightningDataModule):
         train, test = self._split(self._find_pairs())
         self._test = train if self.judge_on == "train" else test
         if stage == "fit" and self.stream is None:
-            pairs = [self.reader.read(files) for files in train]
+            pairs = [self.pair_reader.read(files) for files in train]
             self.stream = PatchStream(pairs, self.patches_per_image, self.patch, self.max_offset, self.seed)
             for pair in pairs:
                 if min(pair.left.shape) <= self.patch:
@@ -439,7 +433,7 @@ class StereoDataModule(pl.LightningDataModule):
         return EpochLoader(self.stream, batch_size=share, sampler=sampler, collate_fn=_as_tensors, num_workers=0)
 
     def test_dataloader(self) -> DataLoader:
-        return self._whole(self._test, self.reader)
+        return self._whole(self._test, self.pair_reader)
 
     def predict_dataloader(self) -> DataLoader:
         assert self._to_predict is not None
@@ -453,9 +447,7 @@ class StereoDataModule(pl.LightningDataModule):
         return DataLoader(pairs, batch_size=1, sampler=sampler)
 
     def _find_pairs(self) -> list[PairFiles]:
-        if self.root is None or not self.root.is_dir():
-            raise InputError(f"data.root={self.root} is no folder: {self.reader.reader.instructions}")
-        return self.reader.reader.pairs(self.root)
+        return self.reader.pairs(self.existing_root())
 
     def _split(self, pairs: list[PairFiles]) -> tuple[list[PairFiles], list[PairFiles]]:
         if self.train_count is None or self.test_count is None:
@@ -471,13 +463,9 @@ class StereoDataModule(pl.LightningDataModule):
         return [pairs[place] for place in train], [pairs[place] for place in test]
 
     def _find_pairs_to_predict(self) -> tuple[list[PairFiles], PairReader]:
-        folder = self.predict_root
-        if folder is None:
-            raise InputError("data.predict_root is not set: name the folder of the pairs to predict")
-        if not folder.is_dir():
-            raise InputError(f"data.predict_root={folder} is no folder")
+        folder = existing_folder(self.predict_root, "data.predict_root", "name the folder of the pairs to predict")
         plain = (folder / "im_left").is_dir() and (folder / "im_right").is_dir()
-        layout = S2PTiles(visible_only=False) if plain else self.reader.reader
+        layout = S2PTiles(visible_only=False) if plain else self.reader
         try:
             pairs = layout.pairs(folder)
         except InputError as error:
@@ -486,7 +474,7 @@ class StereoDataModule(pl.LightningDataModule):
             raise InputError(
                 f"data.predict_root={folder} has neither im_left/ with im_right/ nor the layout of data.reader: {error}"
             ) from None
-        return pairs, PairReader(layout, self.reader.scale, self.reader.min_disp, self.reader.max_disp)
+        return pairs, PairReader(layout, self.pair_reader.scale, self.pair_reader.min_disp, self.pair_reader.max_disp)
 
 
 def _as_tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 from pytorch_lightning.utilities import CombinedLoader
 from torch.utils.data import DataLoader
 
@@ -21,6 +20,7 @@ from datamodules.clip_lists import (
     draw_labeled,
     read_ssl_list,
 )
+from datamodules.folder import FolderDataModule, existing_folder
 from datamodules.sampling import (
     EpochLoader,
     EpochSampler,
@@ -38,7 +38,7 @@ _LABELED_STREAM, _UNLABELED_STREAM = 0, 1
 _CACHE_OVER_CELL = 1.25
 
 
-class VideoSSLDataModule(pl.LightningDataModule):
+class VideoSSLDataModule(FolderDataModule):
     """Labelled, unlabelled and test clips of one dataset, as batches of uint8 frames.
 
     Batches (shapes for one process):
@@ -98,6 +98,8 @@ class VideoSSLDataModule(pl.LightningDataModule):
         InputError: see ``setup``.
     """
 
+    reader: ClipReader
+
     def __init__(
         self,
         reader: ClipReader,
@@ -130,7 +132,7 @@ class VideoSSLDataModule(pl.LightningDataModule):
         pin_memory: bool,
         seed: int,
     ) -> None:
-        super().__init__()
+        super().__init__(reader, root, predict_root)
         _check_views(frames_fast, frames_slow, slow_sampling, list(crop_scales), flip)
         counts = {
             "batch_size": batch_size,
@@ -145,8 +147,6 @@ class VideoSSLDataModule(pl.LightningDataModule):
             raise InputError(f"{first_few(too_small)}: must be 1 or more")
         if num_workers < 0:
             raise InputError(f"data.num_workers={num_workers}: must be 0 (no extra process) or more")
-        self.reader = reader
-        self.root = None if root is None else Path(root).expanduser()
         self.lists = lists
         self.split = split
         self.labeled_per_class = labeled_per_class
@@ -172,7 +172,6 @@ class VideoSSLDataModule(pl.LightningDataModule):
         self.num_eval_clips = num_eval_clips
         self.source = FrameSource(cache, round(_CACHE_OVER_CELL * max(cell_fast, cell_slow)))
         self.on_missing = on_missing
-        self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.seed = seed
@@ -187,11 +186,6 @@ class VideoSSLDataModule(pl.LightningDataModule):
         self._to_predict: list[Clip] = []
 
     # -- what is on disk -------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        predicting = self.trainer is not None and self.trainer.predicting
-        if self.root is not None and not predicting:
-            self.reader.prepare(self.root)
 
     def setup(self, stage: str) -> None:
         """Reads the lists and opens every listed file that the stage will need.
@@ -215,7 +209,9 @@ class VideoSSLDataModule(pl.LightningDataModule):
             self._check_training_lists()
 
     def _read_lists(self) -> None:
-        root = self._existing_root()
+        root = self.existing_root()
+        if not any(root.iterdir()):
+            raise InputError(f"data.root={root} is empty: {self.reader.instructions}")
         known = self.reader.class_names(root)
         labeled, unlabeled, test = self._listed_clips(root, known)
         _refuse_overlap([*labeled, *unlabeled], test)
@@ -229,15 +225,6 @@ class VideoSSLDataModule(pl.LightningDataModule):
         self.class_names = [name for name in known if name in occurring]
         if self._restored is not None:
             self._apply_state(self._restored)
-
-    def _existing_root(self) -> Path:
-        if self.root is None:
-            raise InputError(f"data.root is not set: {self.reader.instructions}")
-        if not self.root.is_dir():
-            raise InputError(f"data.root={self.root} is no folder: {self.reader.instructions}")
-        if not any(self.root.iterdir()):
-            raise InputError(f"data.root={self.root} is empty: {self.reader.instructions}")
-        return self.root
 
     def _listed_clips(
         self, root: Path, known: list[str]
@@ -272,7 +259,7 @@ class VideoSSLDataModule(pl.LightningDataModule):
 
     def _probe_files(self, paths: list[str]) -> None:
         """Opens each file once; afterwards ``_readable`` holds those that give frames."""
-        folder = self.reader.videos_folder(self._existing_root())
+        folder = self.reader.videos_folder(self.existing_root())
         new = sorted(set(paths) - self._readable)
         missing = [path for path in new if not (folder / path).is_file()]
         present = sorted(set(new) - set(missing))
@@ -317,11 +304,7 @@ class VideoSSLDataModule(pl.LightningDataModule):
             )
 
     def _find_videos_to_predict(self) -> None:
-        folder = self.predict_root
-        if folder is None:
-            raise InputError("data.predict_root is not set: name the folder of the videos to predict")
-        if not folder.is_dir():
-            raise InputError(f"data.predict_root={folder} is no folder")
+        folder = existing_folder(self.predict_root, "data.predict_root", "name the folder of the videos to predict")
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
         if not files:
             raise InputError(f"data.predict_root={folder} holds no video ({', '.join(sorted(VIDEO_SUFFIXES))})")
@@ -439,7 +422,7 @@ class VideoSSLDataModule(pl.LightningDataModule):
         return [path for path in paths if path in self._readable]
 
     def _clips(self, paths: list[str]) -> list[Clip]:
-        folder = self.reader.videos_folder(self._existing_root())
+        folder = self.reader.videos_folder(self.existing_root())
         labels = {name: label for label, name in enumerate(self.class_names)}
         return [
             Clip(folder / path, labels[self._records[path].class_name], self._ids[path], path)

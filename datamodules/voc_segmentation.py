@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from components.voc import VOID, read_mask
+from datamodules.folder import FolderDataModule
 from datamodules.photograph_files import (
     Photograph,
     PhotographReader,
     PhotographsToPredict,
     as_tensor,
+    check_class_count,
     find_pictures,
     multi_hot,
     of_each,
@@ -156,7 +157,7 @@ class WholePhotographs(Dataset):
         return sample
 
 
-class VOCSegmentationDataModule(pl.LightningDataModule):
+class VOCSegmentationDataModule(FolderDataModule):
     """Photographs with image labels for training, and whole ones with true masks for scoring.
 
     Batches (shapes for one process, C classes without background):
@@ -189,6 +190,8 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
         InputError: see `setup`.
     """
 
+    reader: PhotographReader
+
     def __init__(
         self,
         reader: PhotographReader,
@@ -208,12 +211,8 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
         pin_memory: bool,
         seed: int,
     ) -> None:
-        super().__init__()
-        if len(class_names) != num_classes:
-            raise InputError(
-                f"data.num_classes={num_classes} but data.class_names lists {len(class_names)} names: name your "
-                f"classes by data.class_names=[…], or set data.num_classes={len(class_names)}"
-            )
+        super().__init__(reader, root, predict_root)
+        check_class_count(class_names, num_classes)
         if num_classes >= VOID:
             raise InputError(
                 f"data.num_classes={num_classes}: a mask holds the values 1 to {VOID - 1}, no more classes"
@@ -226,22 +225,16 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
             raise InputError(f"data.flip={flip} must be a probability, 0 to 1")
         if num_workers < 0:
             raise InputError(f"data.num_workers={num_workers}: must be 0 (no extra process) or more")
-        self.reader, self.root = reader, Path(root).expanduser()
         self.class_names = list(class_names)
         self.train_list, self.val_list = train_list, val_list
         least, most = resize_long
         red, green, blue = pad_colour
         self.augment = Augmentation((least, most), flip, crop, pad_label, (red, green, blue))
         self.batch_size, self.num_workers, self.pin_memory, self.seed = batch_size, num_workers, pin_memory, seed
-        self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self._train: TrainingPhotographs | None = None
         self._train_whole: WholePhotographs | None = None
         self._val: WholePhotographs | None = None
         self._to_predict: PhotographsToPredict | None = None
-
-    def prepare_data(self) -> None:
-        if self.trainer is None or not self.trainer.predicting:
-            self.reader.prepare(self.root)
 
     def setup(self, stage: str) -> None:
         """Reads the lists and opens each listed file.
@@ -257,9 +250,8 @@ class VOCSegmentationDataModule(pl.LightningDataModule):
             return
         if self._train is not None:
             return
-        if not self.root.is_dir():
-            raise InputError(f"data.root={self.root} is no folder: {self.reader.instructions}")
-        train, val = (self.reader.read(self.root, name) for name in (self.train_list, self.val_list))
+        root = self.existing_root()
+        train, val = (self.reader.read(root, name) for name in (self.train_list, self.val_list))
         for photographs, name in ((train, self.train_list), (val, self.val_list)):
             if not photographs:
                 raise InputError(f"the list {name} below {self.root} is empty: it must name at least one image")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,6 +19,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Dataset
 
 from components.voc import VOID, read_mask
+from datamodules.folder import FolderDataModule
 from datamodules.photograph_checks import usable_photographs
 from datamodules.photograph_files import (
     Photograph,
@@ -27,6 +27,7 @@ from datamodules.photograph_files import (
     PhotographsToPredict,
     VOCReader,
     as_tensor,
+    check_class_count,
     classes_of,
     find_pictures,
     multi_hot,
@@ -172,7 +173,7 @@ class SquaresToPredict(Dataset):
         return square | ({"whole": picture["image"]} if self.whole else {})
 
 
-class VOCTransferDataModule(pl.LightningDataModule):
+class VOCTransferDataModule(FolderDataModule):
     """Three parts of annotated photographs for multi-label classification or for segmentation.
 
     Batches (S pixels a side, C classes without background):
@@ -217,6 +218,8 @@ class VOCTransferDataModule(pl.LightningDataModule):
         InputError: see `setup`.
     """
 
+    reader: PhotographReader
+
     def __init__(
         self,
         reader: PhotographReader,
@@ -246,12 +249,8 @@ class VOCTransferDataModule(pl.LightningDataModule):
         pin_memory: bool,
         seed: int,
     ) -> None:
-        super().__init__()
-        if len(class_names) != num_classes:
-            raise InputError(
-                f"data.num_classes={num_classes} but data.class_names lists {len(class_names)} names: name your "
-                f"classes by data.class_names=[…], or set data.num_classes={len(class_names)}"
-            )
+        super().__init__(reader, root, predict_root)
+        check_class_count(class_names, num_classes)
         if len(shares) != len(PARTS):
             raise InputError(f"data.shares={shares} must be three numbers: of train, val and test")
         if not 0 < label_fraction <= 1:
@@ -262,7 +261,6 @@ class VOCTransferDataModule(pl.LightningDataModule):
         ):  # fmt: skip
             if value < least:
                 raise InputError(f"data.{name}={value} must be {least} or more")
-        self.reader, self.root = reader, Path(root).expanduser()
         self.class_names, self.task = list(class_names), task
         lists = {"train": train_list, "val": val_list, "test": test_list}
         self.asked: dict[str, Any] = {"task": task, "split": split, "label_fraction": label_fraction}
@@ -274,16 +272,11 @@ class VOCTransferDataModule(pl.LightningDataModule):
         self.void_as_background, self.view = void_as_background, View(side, crop, interpolation)
         self.batch_size, self.eval_batch_size, self.epochs_before = batch_size, eval_batch_size, epochs_before
         self.skip_bad, self.folder = skip_bad, Path(folder)
-        self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
         self._known: dict[str, Photograph] = {}  # every photograph of the three parts
         self._in_mask: dict[str, NDArray[np.bool_]] = {}  # which of the values 0..C each mask holds
         self._ids: dict[str, list[str]] = {}
         self._to_predict: SquaresToPredict | None = None
-
-    def prepare_data(self) -> None:
-        if self.trainer is None or not self.trainer.predicting:
-            self.reader.prepare(self.root)
 
     # -- the split -----------------------------------------------------------------------------------
 
@@ -302,8 +295,7 @@ class VOCTransferDataModule(pl.LightningDataModule):
             )
             return
         if not self._known:
-            if not self.root.is_dir():
-                raise InputError(f"data.root={self.root} is no folder: {self.reader.instructions}")
+            self.existing_root()
             self._ids = self._own_split() if self.asked["split"] == "own" else self._split_by_lists()
             for part, ids in self._ids.items():
                 if not ids:

@@ -6,11 +6,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class ClusteringAccuracy(Metric):
-    """Accuracy in percent after matching clusters to classes by the Hungarian method, 0-100.
-
-    Each cluster is named after at most one class and each class names at most one cluster; points of
-    clusters without a class are wrong. Cluster and class counts may differ.
+class _ClustersInClasses(Metric):
+    """Counts which cluster has how many points of which class.
 
     Args:
         num_clusters: P; clusters are 0..P-1.
@@ -32,6 +29,14 @@ class ClusteringAccuracy(Metric):
         """Counts clusters and classes, both (B,) int64."""
         pairs = clusters * self.num_classes + classes
         self.counts += torch.bincount(pairs, minlength=self.counts.numel()).view_as(self.counts)
+
+
+class ClusteringAccuracy(_ClustersInClasses):
+    """Accuracy in percent after matching clusters to classes by the Hungarian method, 0-100.
+
+    Each cluster is named after at most one class and each class names at most one cluster; points of
+    clusters without a class are wrong. Cluster and class counts may differ.
+    """
 
     def compute(self) -> Tensor:
         """The accuracy in percent."""
@@ -39,34 +44,14 @@ class ClusteringAccuracy(Metric):
         return 100.0 * self.counts[row, column].sum() / self.counts.sum()
 
 
-class MatchedPrecisionRecall(Metric):
+class MatchedPrecisionRecall(_ClustersInClasses):
     """Precision, recall and F of clusters that are matched to classes one to one, 0..1.
 
     The matching is the one with the most points (Hungarian method). Of each class: precision is the share of its
     cluster that belongs to it, recall the share of it that is in its cluster, both 0 without a cluster. They are
     averaged over the classes that have points, and F is the harmonic mean of the two averages, not the
     average of each class's F.
-
-    Args:
-        num_clusters: P; clusters are 0..P-1.
-        num_classes: C; classes are 0..C-1.
     """
-
-    full_state_update = False
-    higher_is_better = True
-    is_differentiable = False
-    counts: Tensor
-
-    def __init__(self, num_clusters: int, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        zeros = torch.zeros(num_clusters, num_classes, dtype=torch.long)
-        self.add_state("counts", zeros, dist_reduce_fx="sum")
-
-    def update(self, clusters: Tensor, classes: Tensor) -> None:
-        """Counts clusters and classes, both (B,) int64."""
-        pairs = clusters * self.num_classes + classes
-        self.counts += torch.bincount(pairs, minlength=self.counts.numel()).view_as(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
         """``precision``, ``recall`` and ``f1``."""

@@ -1,4 +1,4 @@
-"""Similarity of every pixel to its candidates: volumes (n, H, W), higher is better (paper 4; spec 2.3).
+"""Similarity of every pixel to its candidates: volumes (n, H, W), higher is better (paper 4).
 
 The match of (x, y) of the left image at disparity d is (x + sign * d, y) of the right one. Slice i of a
 volume belongs to ``disparities[i]``; a candidate outside the image has similarity -inf.

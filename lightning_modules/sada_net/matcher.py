@@ -1,4 +1,4 @@
-"""From an image pair to disparities: volume, guided filter, winner, left-right check, sub-pixel (spec 2.7)."""
+"""From an image pair to disparities: volume, guided filter, winner, left-right check, sub-pixel."""
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy

@@ -79,7 +79,7 @@ def located(patch: np.ndarray, image: np.ndarray) -> tuple[int, int]:
     return y + R, x + R
 
 
-# --- patches (spec 2.5)
+# --- patches
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -223,7 +223,7 @@ def test_motorcycle_at_a_quarter_has_18_candidates(sample_data):
     assert np.nanmax(pair.truth) == pytest.approx(59.91 / 4, abs=0.05)
 
 
-# --- bad input (spec 4)
+# --- bad input
 
 
 def write_tiles(root, left: np.ndarray, right: np.ndarray, extent: str | None = "0\n5\n") -> None:
@@ -353,7 +353,7 @@ def test_pairs_carry_their_index_sign_and_truth(root):
     assert torch.equal(pair["guide_left"].round(), pair["guide_left"])  # raw grey values
 
 
-# --- the generated scene (spec 7)
+# --- the generated scene
 
 
 def test_the_right_image_shows_the_left_one_where_the_truth_says():

@@ -111,7 +111,7 @@ def test_hinge_is_zero_only_where_the_match_wins_by_the_margin():
     assert hinge(high, low, 0.2) == 0
 
 
-# --- volumes (spec 2.3)
+# --- volumes
 
 
 @pytest.mark.parametrize("sign", SIGNS)
@@ -381,7 +381,7 @@ def test_far_values_are_found_along_all_rays():
                 assert float(filled[y, x]) == pytest.approx(directions_median(sparse, y, x), nan_ok=True)
 
 
-# --- the matcher as a whole (spec 2.7)
+# --- the matcher as a whole
 
 
 @pytest.mark.parametrize("similarity", ["trained", "cosine", "zncc"])

@@ -247,7 +247,7 @@ def test_a_resumed_run_keeps_the_rule_by_which_its_maps_were_accepted(demo, tmp_
         train(tmp_path / "run", f"ckpt_path={tmp_path}/run", *words[:-1], f"callbacks.{STEP}.accept=always")
 
 
-# --- the rounds' rules (spec 3)
+# --- the rounds' rules
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
