@@ -1,8 +1,6 @@
 """Images with and without defects on disk: the official layouts, and a user's own folders, as lists of files."""
 
 import csv
-import io
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from datamodules.csv_rows import read_csv_rows
 from datamodules.photograph_files import IMAGE_SUFFIXES
+from datamodules.plain_pickle import read_plain_pickle
 from runs.errors import InputError, did_you_mean, first_few
 
 Regime = Literal["unsupervised", "supervised"]
@@ -285,10 +284,13 @@ class SensumReader(_UnpackedByTheUser):
         self, official: Path, fold: int, part: str, normal: dict[str, AnomalyImage], defective: dict[str, AnomalyImage]
     ) -> list[AnomalyImage]:
         folder = self._fold_folder(official, fold) / part
-        images = [normal[found] for found, _ in _ids_of(folder / "neg.pckl", normal)]
+        images = [
+            normal[found]
+            for found, _ in annotated_ids(read_plain_pickle(folder / "neg.pckl"), normal, folder / "neg.pckl")
+        ]
         whole = folder / "pos_100.pckl"  # all of them annotated
         path = whole if whole.is_file() else folder / "pos.pckl"
-        for found, annotated in _ids_of(path, defective):
+        for found, annotated in annotated_ids(read_plain_pickle(path), defective, path):
             images.append(defective[found] if annotated else replace(defective[found], mask=None))
         return images
 
@@ -558,40 +560,6 @@ def own_splits(
     train, val_normal = hold_out(train, val_split, seed + 1)
     judged_defective, val_defective = hold_out(defective, val_split, seed + 1)
     return Splits(train, [*judged_normal, *judged_defective], [*val_normal, *val_defective])
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds lists, tuples, ints and bools; a pickle that names any class or function is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def read_plain_pickle(path: Path) -> Any:
-    """Reads a pickle of lists, tuples, ints and bools, and nothing else.
-
-    Raises:
-        InputError: it is missing, damaged, or holds or asks for anything else.
-    """
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    try:
-        content = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except Exception as error:
-        raise InputError(f"{path} is no list of image numbers ({error}): it was not opened any further") from error
-    if not _is_plain(content):
-        raise InputError(f"{path} holds more than lists of numbers: it was not used")
-    return content
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return type(value) in (int, bool)
-
-
-def _ids_of(path: Path, known: dict[str, AnomalyImage]) -> list[tuple[str, bool]]:
-    return annotated_ids(read_plain_pickle(path), known, path)
 
 
 def annotated_ids(pairs: Any, known: dict[str, AnomalyImage], path: Path) -> list[tuple[str, bool]]:
