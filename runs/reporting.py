@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runs.errors import InputError, did_you_mean
+from runs.errors import InputError, did_you_mean, first_few
 from runs.folders import RESULT_FILE, RUN_FILE
 from runs.numbers import format_number
 
@@ -54,6 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--metric", action="append", help="only this metric, for example test/top1 (may be repeated)")
     parser.add_argument("--stage", help="what this stage of each run gave (default: the last one)")
     parser.add_argument(
+        "--mean-over",
+        metavar="KEY",
+        help="one number a seed: the mean over the values of this setting, for example data.category, and over folds",
+    )
+    parser.add_argument(
         "--wide",
         action="store_true",
         help="a column for each metric; the paper's numbers and the floor on rows of their own",
@@ -61,7 +66,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table")
     options = parser.parse_args(arguments)
     results = read_results([Path(folder) for folder in options.folders])
-    groups = group_results(of_stage(results, options.stage) if options.stage else results)
+    if options.stage:
+        results = of_stage(results, options.stage)
+    if options.mean_over:
+        results, gaps = means_over(results, options.mean_over)
+        for gap in gaps:
+            print(gap, file=sys.stderr)
+    groups = group_results(results)
     known = list(dict.fromkeys(metric for group in groups for metric in group.metrics))
     metrics = [metric for metric in options.metric or known if metric in known]
     if not metrics:
@@ -104,6 +115,67 @@ def of_stage(results: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any
     return [of_run[name] for of_run in stages if name in of_run]
 
 
+def means_over(results: Sequence[dict[str, Any]], key: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Runs that differ in one setting, and in their fold, as one run of each seed, with the means of their numbers.
+
+    So the deviation over these is that over seeds, and not over data sets. The paper's numbers are averaged alike.
+    Of a run that was made twice the later counts.
+
+    Args:
+        results: of the runs.
+        key: the setting; runs that were not given it are left out.
+
+    Returns:
+        The means; and a sentence for each seed that is left out, since some of its runs are missing.
+
+    Raises:
+        InputError: if no run was given the setting, or no seed has all its runs.
+    """
+    rows: dict[tuple[Any, ...], dict[int, dict[tuple[str, str], dict[str, Any]]]] = {}
+    for result in results:
+        typed = _typed(result)
+        if key in typed:
+            same = {name: word for name, word in typed.items() if name == "data.root" or _is_choice(name)}
+            others = tuple(sorted(word for name, word in same.items() if name != key))
+            row = rows.setdefault((result["name"], result.get("variant"), others), {})
+            part = (typed[key].partition("=")[2], typed.get("data.fold", "data.fold=").partition("=")[2])
+            row.setdefault(result["seed"], {})[part] = result
+    if not rows:
+        known = {name for result in results for name in _typed(result)}
+        raise InputError(f"--mean-over: no run was given {key}=<value>: {did_you_mean(key, known)}")
+    means, gaps = [], []
+    for (name, variant, others), seeds in rows.items():
+        every = sorted({part for parts in seeds.values() for part in parts})
+        label = f"mean of {len({value for value, _ in every})} {key}"
+        for seed, parts in seeds.items():
+            absent = [f"{key}={value}" + (f" data.fold={fold}" if fold else "") for value, fold in every]
+            absent = [words for words, part in zip(absent, every, strict=True) if part not in parts]
+            if absent:
+                words = " ".join(word for word in (name, variant) if word)
+                gaps.append(f"{words}: seed {seed} is left out: no run with {first_few(absent)}")
+                continue
+            runs = list(parts.values())
+            papers = [(run.get("paper") or {}).get("metrics") or {} for run in runs]
+            means.append(
+                {
+                    **runs[0],
+                    "overrides": [*others, label],
+                    "metrics": _means([run["metrics"] for run in runs]),
+                    "floors": _means([run["floors"] for run in runs]),
+                    "paper": {"metrics": _means(papers)},
+                }
+            )
+    if not means:
+        raise InputError(f"--mean-over {key}: {'; '.join(gaps)}")
+    return means, gaps
+
+
+def _means(of_runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of each number that every run has."""
+    names = [name for name in of_runs[0] if all(one.get(name) is not None for one in of_runs)]
+    return {name: statistics.fmean(one[name] for one in of_runs) for name in names}
+
+
 def group_results(results: Iterable[dict[str, Any]]) -> list[Group]:
     """Groups runs that only differ in their seed or fold, in the order of first appearance.
 
@@ -115,7 +187,7 @@ def group_results(results: Iterable[dict[str, Any]]) -> list[Group]:
     for result, typed in results:
         roots.setdefault(result["name"], set()).add(typed.get("data.root"))
     for result, typed in results:
-        choices = tuple(sorted(word for key, word in typed.items() if not f"{key}=".startswith(_NOT_A_CHOICE)))
+        choices = tuple(sorted(word for key, word in typed.items() if _is_choice(key)))
         if len(roots[result["name"]]) > 1:
             choices = (*choices, typed.get("data.root", "data.root as configured"))
         if result.get("variant"):  # the model of a baseline, like a variant, is known by its name
@@ -128,6 +200,10 @@ def group_results(results: Iterable[dict[str, Any]]) -> list[Group]:
         for name, value in result["floors"].items():
             group.floors.setdefault(name, []).append(value)
     return list(groups.values())
+
+
+def _is_choice(key: str) -> bool:
+    return not f"{key}=".startswith(_NOT_A_CHOICE)
 
 
 def _typed(result: dict[str, Any]) -> dict[str, str]:

@@ -121,3 +121,51 @@ def test_a_stage_can_be_reported_instead_of_the_last_one(tmp_path, capsys):
     assert [(row["runs"], row["mean ± std"].split()[0], row["paper"]) for row in rows] == [("2", "25.00", "7.0000")]
     with pytest.raises(InputError, match="no run has a stage 'erly': did you mean early"):
         main([str(tmp_path), "--stage", "erly"])
+
+
+def write_categories(folder, paper):
+    """Two seeds, two folds of each of two categories; category b of the third seed was not run."""
+    for seed in (1, 2, 3):
+        for category, level in (("a", 10.0), ("b", 40.0)):
+            if (seed, category) == (3, "b"):
+                continue
+            for fold in (0, 1):
+                place = folder / f"{seed}{category}{fold}"
+                write(place, seed, level + 4 * seed + fold, [f"data.category={category}", f"data.fold={fold}"])
+                path = place / "result.json"
+                numbers = {"paper": {"metrics": {"test/top1": paper[category]}}, "floors": {"top1": level}}
+                path.write_text(json.dumps({**json.loads(path.read_text()), **numbers}))
+
+
+def test_the_mean_over_categories_is_one_number_a_seed(tmp_path, capsys):
+    write_categories(tmp_path, {"a": 20.0, "b": 50.0})
+    main([str(tmp_path), "--mean-over", "data.category", "--metric", "test/top1", "--format", "csv"])
+    printed = capsys.readouterr()
+    (row,) = csv.DictReader(io.StringIO(printed.out))
+    seeds = [25.0 + 4 + 0.5, 25.0 + 8 + 0.5]
+    assert row == {
+        "experiment": "paper_data",
+        "variant": "mean of 2 data.category",
+        "metric": "test/top1",
+        "runs": "2",
+        "mean ± std": f"{statistics.mean(seeds):.2f} ± {statistics.stdev(seeds):.4f}",
+        "floor": "25.00",
+        "paper": "35.00",
+    }
+    assert "seed 3 is left out: no run with data.category=b data.fold=0, data.category=b data.fold=1" in printed.err
+
+
+def test_a_mean_over_categories_has_no_papers_number_where_one_category_has_none(tmp_path, capsys):
+    write_categories(tmp_path, {"a": 20.0, "b": None})
+    main([str(tmp_path), "--mean-over", "data.category", "--metric", "test/top1", "--format", "csv"])
+    assert next(csv.DictReader(io.StringIO(capsys.readouterr().out)))["paper"] == "-"
+
+
+def test_a_mean_over_what_no_run_was_given_or_no_seed_has_whole_is_refused(tmp_path):
+    write_categories(tmp_path, {"a": 20.0, "b": 50.0})
+    with pytest.raises(InputError, match=r"no run was given data\.categry=<value>: did you mean data\.category"):
+        main([str(tmp_path), "--mean-over", "data.categry"])
+    for place in tmp_path.glob("[12]a0"):
+        (place / "result.json").unlink()
+    with pytest.raises(InputError, match=r"seed 1 is left out: no run with data\.category=a data\.fold=0"):
+        main([str(tmp_path), "--mean-over", "data.category"])
