@@ -11,9 +11,9 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from runs import composition
+from runs import composition, help_text
 from runs.errors import InputError
 from runs.folders import RUN_FILE, find_run, read_run
 
@@ -95,6 +95,7 @@ _QUIET_HYDRA = [{"override hydra/job_logging": "disabled"}, {"override hydra/hyd
 
 def _hydra_main(config_name: str, task: Task) -> None:
     composition.register_resolvers()
+    OmegaConf.register_new_resolver("choices", lambda: help_text.listing(sys.argv[1:]), replace=True)
     logging.captureWarnings(True)
     for word in sys.argv[1:]:
         # Hydra would take --experiment=x for an abbreviation of a flag of its own.
