@@ -157,7 +157,7 @@ class BTMAModule(MultilabelModule):
     def on_test_start(self) -> None:
         """Counts for the figures, besides the metrics."""
         super().on_test_start()
-        self.walked = WalkCounts(int(self.start), int(self.depth)).to(self.device)
+        self.walked = WalkCounts(int(self.depth)).to(self.device)
 
     def note(self, answer: Answer, label: Tensor) -> None:
         """Where the judged rows ended."""
@@ -171,22 +171,23 @@ class BTMAModule(MultilabelModule):
             return {}
         ended, right = self.walked.compute()
         start, D = int(self.start), int(self.depth)
-        names = [*(str(i) for i in range(start, D + 1)), f"more than {D}"]
-        numbers = range(start, D + 2)
+        names = [*map(str, range(D + 1)), f"more than {D}"]
         leaves = [
             Leaf(
-                name=name,
-                training_rows=int(self.leaf_rows[place]),
+                name=names[number],
+                training_rows=int(self.leaf_rows[number - start]),
                 prototypes=int((self.prototypes.leaf == number).sum()),
-                judged_rows=int(ended[:, place].sum()),
-                right=int(right[place]),
+                judged_rows=int(ended[:, number].sum()),
+                right=int(right[number]),
             )
-            for place, (name, number) in enumerate(zip(names, numbers, strict=True))
+            for number in range(start, D + 2)
         ]
+        shown = slice(0 if ended[0].any() else start, None)  # judged rows without labels may have no leaf
         return {
             "tree": tree_figure(leaves, self.sides.tolist()),
             "label_counts": confusion_matrix(
-                ended.cpu().numpy(), [f"{name} label{'' if name == '1' else 's'}" for name in names]
+                ended[shown, shown].cpu().numpy(),
+                [f"{name} label{'' if name == '1' else 's'}" for name in names[shown]],
             ),
         }
 
@@ -195,26 +196,22 @@ class WalkCounts(Metric):
     """How many judged rows ended in each leaf, by their true number of labels, and how many were answered right.
 
     Args:
-        start: number of labels of the first leaf.
-        depth: of the last one but the residual leaf.
+        depth: D; places are numbers of labels from 0 to D, and D + 1 for more.
     """
 
     full_state_update = False
-    ended: Tensor  # (leaves, leaves): the leaf it belongs to, the leaf it ended in
-    right: Tensor  # (leaves,)
+    ended: Tensor  # (D + 2, D + 2): by the true number of labels, and by the leaf
+    right: Tensor  # (D + 2,), by the leaf
 
-    def __init__(self, start: int, depth: int) -> None:
+    def __init__(self, depth: int) -> None:
         super().__init__()
-        self.start, self.last = start, depth + 1
-        leaves = depth + 2 - start
-        self.add_state("ended", torch.zeros(leaves, leaves, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("right", torch.zeros(leaves, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("ended", torch.zeros(depth + 2, depth + 2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("right", torch.zeros(depth + 2, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, leaf: Tensor, count: Tensor, right: Tensor) -> None:
         """Adds rows: leaves, numbers of labels and whether the whole answer is right, all (n,)."""
-        belongs, place = count.clamp(self.start, self.last) - self.start, leaf - self.start
-        self.ended.index_put_((belongs, place), torch.ones_like(place), accumulate=True)
-        self.right.index_add_(0, place, right.long())
+        self.ended.index_put_((count.clamp(max=len(self.right) - 1), leaf), torch.ones_like(leaf), accumulate=True)
+        self.right.index_add_(0, leaf, right.long())
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Both counts."""

@@ -35,7 +35,8 @@ class MultilabelModule(ClosedFormModule):
     """A method that learns from rows with several labels, ``label`` (n, L), and answers with label sets.
 
     Its test metrics are 0..1, as the papers print them; their floors are what always answering the most
-    frequent label set of the training rows scores. Seconds are of one process, summed over all.
+    frequent label set of the training rows scores. ``fit_seconds`` are those of one process, as all of them compute
+    the same; ``predict_seconds`` the sum over all, as each judges a share of the rows; ``cpu_seconds`` both together.
 
     Args:
         ties: which of equal scores ranks first in average precision.

@@ -57,9 +57,11 @@ def transposed(X: Tensor) -> Tensor:
 
 
 def products(X: Tensor, M: Tensor) -> Tensor:
-    """X Mᵀ, dense (n, m), of rows (n, d) and (m, d); where both are sparse, X is filled up: take it in `chunks`."""
+    """X Mᵀ, dense (n, m), of rows (n, d) and (m, d); of two sparse ones the shorter is filled up, so take `chunks`."""
+    if is_sparse(X) and is_sparse(M) and len(M) <= len(X):
+        M = M.to_dense()
     if not is_sparse(M):
-        return X @ M.t()
+        return X @ M.t().contiguous()
     return (M @ (X.to_dense() if is_sparse(X) else X).t()).t()
 
 
@@ -74,6 +76,13 @@ def squared_norms(X: Tensor) -> Tensor:
 def squared_distances(X: Tensor, M: Tensor) -> Tensor:
     """||x - m||², dense (n, m), as ||x||² - 2 x.m + ||m||²."""
     return (squared_norms(X)[:, None] - 2 * products(X, M) + squared_norms(M)[None]).clamp(min=0)
+
+
+def centred_kernel(X: Tensor) -> Tensor:
+    """(x - mean).(x' - mean) of each two rows, dense (n, n)."""
+    kernel = torch.cat([products(X, piece) for piece in chunks(X, len(X))], dim=1)
+    mean = kernel.mean(dim=0)
+    return kernel.sub_(mean[:, None]).sub_((mean - mean.mean())[None])
 
 
 def means(X: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from components.variable_buffers import VariableBuffers
 from lightning_modules.binary_tree_multilabel.rows import (
+    CHUNK_BYTES,
     StoredRows,
     as_scipy,
+    centred_kernel,
     chunks,
     is_sparse,
     products,
     squared_distances,
+    squared_norms,
     take_rows,
     transposed,
 )
@@ -27,6 +30,8 @@ TOLERANCE = 1e-6  # of the gradient's norm, relative to 1 + its norm at the star
 STEPS_MAX = 200  # of Newton's method; a handful is usual
 ACCURACY = 0.1  # of its step: the residual's norm, relative to the gradient's
 SOLVER_STEPS_MAX = 2000  # of conjugate gradients within one of them
+DIRECT_ROWS_MAX = 600  # with so few rows inside the margin its equations are solved directly
+CONDITION_MAX = 1e12  # and if a bound of their condition number is below this
 SEARCH_STEPS_MAX = 30  # along one direction
 
 
@@ -60,8 +65,9 @@ class SVMSettings:
 def linear_svms(X: Tensor, Z: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
     """m linear SVMs on the same rows: min 1/2 ||w||² + sum_k cost_k max(0, 1 - z_k (w.x_k + b))² each.
 
-    Newton's method on the piecewise quadratic function: conjugate gradients, preconditioned by the diagonal, for
-    its step, and an exact search along it. X is only ever multiplied, so it may be sparse and wide.
+    Newton's method on the piecewise quadratic function, with an exact search along its step. Only the rows inside the
+    margin count in a step: where they are few, it is solved for in as many unknowns, otherwise by conjugate
+    gradients, preconditioned by the diagonal. X is only ever multiplied, so it may be sparse and wide.
 
     Args:
         X: rows (n, d) float64.
@@ -93,6 +99,20 @@ def linear_svms(X: Tensor, Z: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
     def without_intercept(v: Tensor) -> Tensor:
         return torch.cat([v[:-1], torch.zeros_like(v[-1:])])
 
+    def conjugate(gradient: Tensor, active: Tensor) -> tuple[Tensor, int]:
+        total = active.sum(dim=0, keepdim=True)
+        spread = Xt_squared @ active - 2 * mean[:, None] * (Xt @ active) + mean.square()[:, None] * total
+        diagonal = torch.cat([1 + 2 * spread.clamp(min=0), (2 * total).clamp(min=1e-12)])
+
+        def hessian(p: Tensor) -> Tensor:
+            return without_intercept(p) + 2 * times_transposed(active * times(p))
+
+        return _conjugate_gradients(hessian, -gradient, diagonal, ACCURACY * gradient.norm(dim=0))
+
+    condition = 1 + 2 * float(cost.max()) * float(squared_norms(X).sum() - n * mean.square().sum())
+    fits = 8 * n * n <= CHUNK_BYTES and condition <= CONDITION_MAX
+    multiplied = 0  # vectors by X or its transpose so far
+    kernel: Tensor | None = None  # (x - mean).(x' - mean) of all rows: n vectors, so it comes when as many are paid
     for step in range(STEPS_MAX):
         v, f, z, c = V[:, going], F[:, going], Z[:, going], cost[:, going]
         slack = (1 - z * f).clamp(min=0)
@@ -106,13 +126,19 @@ def linear_svms(X: Tensor, Z: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
             break
         gradient, active = gradient[:, open_], (slack[:, open_] > 0) * c
 
-        def hessian(p: Tensor, active: Tensor = active) -> Tensor:
-            return without_intercept(p) + 2 * times_transposed(active * times(p))
-
-        total = active.sum(dim=0, keepdim=True)
-        spread = Xt_squared @ active - 2 * mean[:, None] * (Xt @ active) + mean.square()[:, None] * total
-        diagonal = torch.cat([1 + 2 * spread.clamp(min=0), (2 * total).clamp(min=1e-12)])
-        direction = _conjugate_gradients(hessian, -gradient, diagonal, ACCURACY * gradient.norm(dim=0))
+        inside = (active > 0).sum(dim=0)
+        few = (inside > 0) & (inside <= DIRECT_ROWS_MAX) & (fits and multiplied >= n)
+        direction = torch.empty_like(gradient)
+        if few.any():
+            if kernel is None:
+                kernel = centred_kernel(X)
+            pull = times(without_intercept(gradient[:, few]))
+            duals, intercepts = _direct_steps(kernel, active[:, few], pull, gradient[-1, few])
+            direction[:-1, few] = -gradient[:-1, few] - times_transposed(duals)[:-1]
+            direction[-1, few] = intercepts
+        if not few.all():
+            direction[:, ~few], steps = conjugate(gradient[:, ~few], active[:, ~few])
+            multiplied += 2 * steps * int((~few).sum())
         along = times(direction)
         t = _search(without_intercept(v), direction, f, along, z, c)
         V[:, going], F[:, going] = v + t * direction, f + t * along
@@ -125,24 +151,54 @@ def linear_svms(X: Tensor, Z: Tensor, cost: Tensor) -> tuple[Tensor, Tensor]:
     return V[:-1].t().contiguous(), V[-1] - mean @ V[:-1]
 
 
+def _direct_steps(kernel: Tensor, active: Tensor, pull: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Newton's step of each column p = (p_w, p_b), exactly, in one unknown for each row inside the margin.
+
+    With A the rows inside, K = A A', and u = 2 cost (A p_w + p_b): p_w = -g_w - A' u, so that
+    (K + 1 / (2 cost)) u - p_b = -A g_w, and the free intercept asks for sum u = -g_b.
+
+    Args:
+        kernel: K of all rows, (n, n).
+        active: the cost of rows inside the margin, 0 of the others, (n, m).
+        pull: A g_w of all rows, (n, m).
+        wanted: g_b, (m,).
+
+    Returns:
+        u (n, m), 0 outside, and p_b (m,).
+    """
+    duals, intercepts = torch.zeros_like(active), torch.empty_like(wanted)
+    for place in range(active.shape[1]):
+        rows = active[:, place].nonzero()[:, 0]
+        K = kernel[rows[:, None], rows]
+        K.diagonal().add_(0.5 / active[rows, place])
+        right = torch.stack([-pull[rows, place], K.new_ones(len(rows))], dim=1)
+        solved = torch.cholesky_solve(right, torch.linalg.cholesky(K))
+        of_pull, of_one = solved.sum(dim=0)
+        intercepts[place] = -(wanted[place] + of_pull) / of_one
+        duals[rows, place] = solved[:, 0] + intercepts[place] * solved[:, 1]
+    return duals, intercepts
+
+
 def _conjugate_gradients(
     hessian: Callable[[Tensor], Tensor], wanted: Tensor, diagonal: Tensor, accuracy: Tensor
-) -> Tensor:
-    """Solves hessian(p) = wanted for each column until the residual's norm is below its accuracy."""
+) -> tuple[Tensor, int]:
+    """Solves hessian(p) = wanted for each column until the residual's norm is below its accuracy: p, and its steps."""
     p, residual = torch.zeros_like(wanted), wanted.clone()
     scaled = residual / diagonal
     search, rho = scaled.clone(), (residual * scaled).sum(dim=0)
-    for _ in range(SOLVER_STEPS_MAX):
+    steps = 0
+    while steps < SOLVER_STEPS_MAX:
         open_ = residual.norm(dim=0) > accuracy
         if not open_.any():
             break
         image = hessian(search)
-        step = torch.where(open_, rho / (search * image).sum(dim=0).clamp(min=1e-300), 0.0)
-        p, residual = p + step * search, residual - step * image
+        length = torch.where(open_, rho / (search * image).sum(dim=0).clamp(min=1e-300), 0.0)
+        p, residual = p + length * search, residual - length * image
         scaled = residual / diagonal
         rho, before = (residual * scaled).sum(dim=0), rho
         search = scaled + rho / before.clamp(min=1e-300) * search
-    return p
+        steps += 1
+    return p, steps
 
 
 def _search(w: Tensor, direction: Tensor, f: Tensor, along: Tensor, z: Tensor, cost: Tensor) -> Tensor:

@@ -5,12 +5,15 @@ import pytest
 import torch
 from scipy import sparse
 from scipy.optimize import check_grad, minimize
+from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from datamodules.mulan import MulanReader
 from datamodules.table import as_tensor
+from lightning_modules.binary_tree_multilabel import svm
 from lightning_modules.binary_tree_multilabel.rows import (
     StoredRows,
+    centred_kernel,
     chunks,
     means,
     squared_distances,
@@ -39,10 +42,15 @@ def objective(v, X, z, cost):
     return 0.5 * w @ w + (cost * slack**2).sum(), np.append(w + X.T @ pull, pull.sum())
 
 
+@pytest.mark.parametrize("way", ["conjugate gradients alone", "direct where it pays"])
 @pytest.mark.parametrize("form", ["dense", "sparse"])
 @pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
-def test_each_of_many_svms_is_the_minimum_of_its_objective(form, C):
+def test_each_of_many_svms_is_the_minimum_of_its_objective(way, form, C, monkeypatch):
     X, Z = sides()
+    direct, calls = svm._direct_steps, []
+    monkeypatch.setattr(svm, "_direct_steps", lambda *given: (calls.append(len(given)), direct(*given))[1])
+    if way == "conjugate gradients alone":
+        monkeypatch.setattr(svm, "DIRECT_ROWS_MAX", 0)
     cost = C * np.random.default_rng(1).uniform(0.5, 2, Z.shape)
     rows = as_tensor(sparse.csr_array(X) if form == "sparse" else X)
     W, b = linear_svms(rows, torch.from_numpy(Z), torch.from_numpy(cost))
@@ -58,6 +66,26 @@ def test_each_of_many_svms_is_the_minimum_of_its_objective(form, C):
         assert np.linalg.norm(gradient) <= 1e-6 * (1 + start)
         assert value <= best.fun * (1 + 1e-9)
         np.testing.assert_allclose(ours, best.x, atol=2e-4)
+    assert way != "conjugate gradients alone" or not calls
+    assert C < 1 or bool(calls) == (way == "direct where it pays")
+
+
+def test_a_direct_step_solves_newtons_equations():
+    """The Hessian of the objective written out, and solved in as many unknowns as columns."""
+    X, Z = sides()
+    generator = np.random.default_rng(3)
+    active = np.where(generator.uniform(size=Z.shape) < 0.2, generator.uniform(0.5, 2, Z.shape), 0)
+    gradient = generator.normal(size=(9, Z.shape[1]))
+    A = X - X.mean(axis=0)
+    kernel = centred_kernel(torch.from_numpy(X))
+    np.testing.assert_allclose(kernel, A @ A.T, atol=1e-12)
+    duals, intercepts = svm._direct_steps(kernel, *map(torch.from_numpy, (active, A @ gradient[:-1], gradient[-1])))
+    for place in range(Z.shape[1]):
+        rows = np.column_stack([A, np.ones(len(A))])
+        hessian = np.diag([1.0] * 8 + [0.0]) + 2 * rows.T @ (active[:, [place]] * rows)
+        expected = np.linalg.solve(hessian, -gradient[:, place])
+        np.testing.assert_allclose(-gradient[:-1, place] - A.T @ duals[:, place].numpy(), expected[:-1], atol=1e-10)
+        assert float(intercepts[place]) == pytest.approx(expected[-1], abs=1e-10)
 
 
 def test_the_intercept_is_not_penalised_as_in_liblinear_with_a_large_scale():
@@ -86,8 +114,9 @@ def test_svms_fitted_at_once_or_one_by_one_on_sparse_or_dense_rows_are_the_same(
     together.add(torch.from_numpy(X), torch.from_numpy(Z))
     for place in range(Z.shape[1]):
         apart.add(as_tensor(sparse.csr_array(X)), torch.from_numpy(Z[:, [place]]))
-    torch.testing.assert_close(together.weights, apart.weights, atol=1e-5, rtol=0)
-    torch.testing.assert_close(together.intercepts, apart.intercepts, atol=1e-5, rtol=0)
+    # The curvature in w is 1 or more, so each is as near to the minimum as its gradient is small: 3e-4 here.
+    torch.testing.assert_close(together.weights, apart.weights, atol=3e-4, rtol=0)
+    torch.testing.assert_close(together.intercepts, apart.intercepts, atol=3e-4, rtol=0)
     rows = torch.from_numpy(X)
     torch.testing.assert_close(apart.decisions(rows, slice(1, 2)), apart.decisions(rows)[:, 1:2])
 
@@ -110,6 +139,19 @@ def test_raw_columns_of_very_different_sizes_are_solved_too():
     _, gradient = objective(np.append(W[0].numpy(), float(b[0])), X, z, 1.0)
     _, start = objective(np.zeros(7), X, z, 1.0)
     assert np.linalg.norm(gradient) <= 1e-6 * (1 + np.linalg.norm(start))
+
+
+@pytest.mark.parametrize("size", [1, 1e3, 1e8])
+def test_where_direct_equations_would_lose_their_digits_conjugate_gradients_go_on_alone(size):
+    generator = np.random.default_rng(0)
+    X = generator.normal(size=(200, 40))
+    Z = np.where(X @ generator.normal(size=(40, 4)) + generator.normal(size=(200, 4)) > 0, 1.0, -1.0)
+    X[:, :5] *= size
+    W, b = linear_svms(torch.from_numpy(X), torch.from_numpy(Z), torch.ones(Z.shape, dtype=torch.float64))
+    for place, z in enumerate(Z.T):
+        _, gradient = objective(np.append(W[place].numpy(), float(b[place])), X, z, 1.0)
+        _, start = objective(np.zeros(41), X, z, 1.0)
+        assert np.linalg.norm(gradient) <= 1e-6 * (1 + np.linalg.norm(start))
 
 
 @pytest.mark.parametrize("form", ["dense", "sparse"])
@@ -164,7 +206,7 @@ def test_rows_are_chosen_stacked_averaged_and_compared_alike_in_both_forms(form,
 
 
 def test_decisions_on_real_rows_agree_with_linear_svc(sample_data):
-    """Section 10, B4: 99 % of the test rows; LinearSVC penalises its intercept, ours does not."""
+    """On 99 % of the test rows or more; LinearSVC penalises its intercept, ours does not."""
     table = MulanReader("GnegativeGO", "one_hot", False, None, 0).read(sample_data / "mulan_multilabel")
     X, count = table.features, table.label.sum(axis=1)
     test = np.arange(len(count)) % 5 == 0
@@ -176,3 +218,17 @@ def test_decisions_on_real_rows_agree_with_linear_svc(sample_data):
     assert (said == (theirs.predict(X[test]) > 0)).mean() >= 0.99
     exact = LinearSVC(C=1.0, tol=1e-8, intercept_scaling=100, max_iter=10**6).fit(X[~test], z[~test])
     np.testing.assert_allclose(svms.weights[0], exact.coef_[0], atol=1e-2)
+
+
+def test_a_hundred_svms_on_real_dense_rows_are_all_solved(sample_data):
+    """One against rest for the label sets of Birds: every gradient is below its limit."""
+    table = MulanReader("Birds", "one_hot", False, None, 0).read(sample_data / "mulan_multilabel")
+    X = StandardScaler().fit_transform(table.features)
+    sets, which = np.unique(table.label, axis=0, return_inverse=True)
+    Z = 2.0 * np.eye(len(sets))[which.ravel()] - 1
+    W, b = linear_svms(torch.from_numpy(X), torch.from_numpy(Z), torch.ones(Z.shape, dtype=torch.float64))
+    assert len(W) > 100
+    for place, z in enumerate(Z.T):
+        _, gradient = objective(np.append(W[place], b[place]), X, z, 1.0)
+        _, start = objective(np.zeros(X.shape[1] + 1), X, z, 1.0)
+        assert np.linalg.norm(gradient) <= 1.001e-6 * (1 + np.linalg.norm(start))

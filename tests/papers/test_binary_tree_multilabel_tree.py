@@ -102,7 +102,7 @@ def fitted_on(monkeypatch, *arguments, **settings):
 
 
 def test_the_chain_splits_by_the_number_of_labels_on_shrinking_rows(monkeypatch):
-    """B5; not by the number of different label sets, and not by the sets themselves."""
+    """Not by the number of different label sets, and not by the sets themselves."""
     X, Y = rows_with([1, 2, 3, 4])
     count = Y.sum(axis=1)
     model, seen = fitted_on(monkeypatch, X, Y)
@@ -127,6 +127,14 @@ def test_depth(monkeypatch, most, half, ceil, full):
             model, seen = fitted_on(patch, X, Y, depth=rule)
         assert int(model.depth) == depth and len(model.sides) == depth
         assert len(seen) == (depth if most > 1 else 0)  # of rows with one label each there is nothing to part
+
+
+def test_a_single_row_with_more_labels_makes_the_tree_deeper():
+    X, Y = rows_with([1, 2])
+    assert int(fit(module(), X, Y).depth) == 1
+    Y[7, :4] = 1
+    model = fit(module(), X, Y)
+    assert int(model.most) == Y.sum(axis=1).max() >= 4 and int(model.depth) == 2
 
 
 def test_below_the_cut_rows_of_more_labels_keep_their_own_answers():
@@ -219,6 +227,39 @@ def test_without_the_tree_it_is_the_nearest_mean_of_all():
     assert not len(model.svms)
 
 
+@pytest.mark.parametrize(("start", "first"), [("auto", 0), (1, 0), (1, 1)])
+def test_the_figures_count_rows_by_leaf_and_those_without_labels_as_such(monkeypatch, start, first):
+    X, Y = rows_with([0, 1, 2, 3, 4])
+    if first:  # none of the judged rows is without a label
+        X, Y = X[Y.any(axis=1)], Y[Y.any(axis=1)]
+    model = fit(module(start_cardinality=start), X, Y)
+    monkeypatch.setattr("lightning_modules.closed_form.ClosedFormModule.device", torch.device("cpu"))
+    drawn, trees = [], []
+    page = "lightning_modules.binary_tree_multilabel.module"
+    monkeypatch.setattr(f"{page}.confusion_matrix", lambda *given: drawn.append(given))
+    monkeypatch.setattr(f"{page}.tree_figure", lambda *given: trees.append(given))
+    model.on_test_start()
+    for half in (slice(None, 90), slice(90, None)):
+        model.note(model.answer(as_tensor(X[half])), torch.from_numpy(Y[half]))
+    model.figures("test")
+    ((counts, names),) = drawn
+    assert names == ["0 labels", "1 label", "2 labels", "more than 2 labels"][first:]
+    leaves = model.leaves(as_tensor(X)).numpy()
+    truth = np.minimum(Y.sum(axis=1), 3)
+    expected = [[((truth == i) & (leaves == j)).sum() for j in range(first, 4)] for i in range(first, 4)]
+    np.testing.assert_array_equal(counts, expected)
+    right = (model(as_tensor(X)).numpy() == Y).all(axis=1)
+    ((shown, sides),) = trees
+    assert sides == [0] * (3 - int(model.start))
+    for number, leaf in enumerate(shown, int(model.start)):
+        assert leaf.name == ("more than 2" if number == 3 else str(number))
+        assert (leaf.training_rows, leaf.prototypes) == (
+            (truth == number).sum(),
+            len(np.unique(Y[truth == number], axis=0)),
+        )
+        assert (leaf.judged_rows, leaf.right) == ((leaves == number).sum(), right[leaves == number].sum())
+
+
 def test_switches_reach_the_svms():
     X, Y = rows_with([1, 2, 3, 4])
     plain, balanced, rbf = (fit(module(**s), X, Y) for s in ({}, {"class_weight": "balanced"}, {"kernel": "rbf"}))
@@ -237,7 +278,7 @@ def test_many_prototypes_in_small_pieces_answer_alike(monkeypatch):
 
 
 def test_a_half_grown_tree_goes_on_to_the_bit(tmp_path):
-    """B6: resume after level 1 of 2."""
+    """From a checkpoint after level 1 of 2."""
     X, Y = rows_with([1, 2, 3, 4])
     batch = {"features": as_tensor(sparse.csr_array(X)), "label": torch.from_numpy(Y), "index": torch.arange(len(Y))}
     first = module()
