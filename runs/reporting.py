@@ -29,6 +29,13 @@ _NOT_A_CHOICE = (
     "data.num_workers=",
     "sweep=",
     "launcher=",
+    # Callbacks that only watch; those of rounds are part of a method, and what is chosen for them is shown.
+    "callbacks.checkpoint",
+    "callbacks.figures",
+    "callbacks.learning_rate",
+    "callbacks.predictions",
+    "callbacks.progress",
+    "callbacks.throughput",
 )
 
 

@@ -18,7 +18,7 @@ def symmetry_ratio(x: Tensor, rows: Tensor, distances: Tensor, search: Search) -
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for part in search.parts(torch.arange(len(x), device=x.device), rows.shape[1]):
         mirrored = 2 * x[part, None] - search.points[rows[part]]  # Eq. 2
-        _, apart = search.nearest(mirrored.flatten(0, 1))
+        apart = search.nearest_distance(mirrored.flatten(0, 1))
         # A mirror image is as far from x as the neighbour is.
         total[part] = torch.minimum(apart.view_as(distances[part]), distances[part]).sum(dim=1)
     sums = distances.sum(dim=1)

@@ -78,8 +78,12 @@ class DenoisedClustering(ClosedFormModule):
     def describe(self, x: Tensor, own: Tensor) -> dict[str, Tensor]:
         """Numbers (B,) of other rows x (B, d) by name, ``outlier_degree`` among them.
 
-        ``own`` (B,) is the training row that each is and that does not count, or -1.
+        ``own`` (B,) int64 is what `themselves` says of them, or -1 for rows that were not trained on.
         """
+
+    def themselves(self, x: Tensor) -> Tensor:
+        """Which of the searched training rows each row to predict for is and is not compared with, (B,); -1: none."""
+        return torch.full((len(x),), -1, device=x.device)
 
     def describe_training(self) -> dict[str, Tensor]:
         """The same of the training rows, (n,) each."""
@@ -183,7 +187,7 @@ class DenoisedClustering(ClosedFormModule):
         known = place >= 0
         flagged[known], rank[known] = ~self.kept[place[known]], self.ranking()[place[known]]
         if not known.all():
-            degree = self.describe(x[~known], place[~known])["outlier_degree"]
+            degree = self.describe(x[~known], place[~known])["outlier_degree"]  # places are -1
             flagged[~known], rank[~known] = degree > self.bound, degree
         rows = torch.tensor(len(x), device=x.device)
         if "label" not in batch or batch["label"].ndim != 1:
@@ -227,10 +231,10 @@ class DenoisedClustering(ClosedFormModule):
                 self.log(f"floor/outlier_{name}", chance[name].float())
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """Each row's degree, flag and cluster; the rows are new ones, whatever their numbers."""
+        """Each row's degree, flag and cluster."""
         self._check_fitted()
         x = _dense(batch)
-        numbers = self.describe(x, self.place_of(batch))
+        numbers = self.describe(x, self.themselves(x))
         columns: dict[str, list[Any]] = {
             ("name" if "name" in batch else "row"): batch.get("name", batch["index"].tolist()),
             "outlier": ["yes" if flagged else "no" for flagged in (numbers["outlier_degree"] > self.bound).tolist()],

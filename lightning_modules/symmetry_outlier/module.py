@@ -28,8 +28,8 @@ class SymmetryOutlierModule(DenoisedClustering):
         score: ``difference``, the method; ``symmetry``: R_s alone; ``distance``: -R_d alone.
         rounds: 1 is the paper; more find outliers again among the rows that the rounds before have kept.
         search: how neighbours are found.
-        exclude_self: in prediction, whether row i of the file is training row i where their numbers are equal,
-            and so no neighbour of its own.
+        exclude_self: in prediction, whether a row whose numbers are those of a training row is that row, wherever
+            it stands in the file, and so no neighbour of its own.
     """
 
     stage: Tensor  # the stages that this round has behind it
@@ -148,17 +148,21 @@ class SymmetryOutlierModule(DenoisedClustering):
 
         The nearest point of a mirror image is a training row or the new row itself.
         """
-        if self.exclude_self:
-            place = torch.full((len(self.points) + 1,), -1, device=own.device)  # the last one stands for none
-            place[self.rows] = torch.arange(len(self.rows), device=own.device)
-            own = place[own]
-        else:
-            own = torch.full_like(own, -1)
         rows, distances = self.searched().k_nearest(x, self.k, own)
         symmetry = symmetry_ratio(x, rows, distances, self.searched())
         distance = distance_ratio(distances.sum(dim=1), self.distances.sum(dim=1)[rows])
         degree = normalise(self.difference(symmetry, distance), *self.span)
         return {"outlier_degree": degree, "symmetry_ratio": symmetry, "distance_ratio": distance}
+
+    def themselves(self, x: Tensor) -> Tensor:
+        """By their numbers: rows of the file may be others than those of training, where some were left out.
+
+        Which of several equal rows is left out makes no difference to the degree.
+        """
+        if not self.exclude_self:
+            return super().themselves(x)
+        rows, distances = self.searched().nearest(x)
+        return torch.where(distances == 0, rows, -1)
 
     def describe_training(self) -> dict[str, Tensor]:
         found = {"outlier_degree": self.degree, "symmetry_ratio": self.symmetry, "distance_ratio": self.distance}

@@ -11,8 +11,9 @@ from torch import Tensor
 Method = Literal["auto", "tree", "blocks"]
 TREE_COLUMNS = 16  # beyond them a kd-tree looks at nearly all points
 TIE = 1e-10  # distances this share apart are equal: rounding alone orders what is tied in the data
-SPARE = 6  # candidates beyond those asked for, to see whether the last one has equals
-BLOCK_NUMBERS = 2**22  # float64 that a block of rows holds at once: 32 MiB
+SPARE = 2  # candidates beyond those asked for, to see whether the last one has equals; where it has, more are looked at
+PART_NUMBERS = 2**18  # float64 of the candidates that are compared at once: 2 MiB, which stay in the cache
+BLOCK_NUMBERS = 2**22  # float64 of a block of distances: 32 MiB
 
 
 class Search(ABC):
@@ -55,15 +56,19 @@ class Search(ABC):
         return rows, distances
 
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Row of the nearest point and its distance, (m,) each."""
-        rows = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
-        for part in self.parts(torch.arange(len(queries), device=queries.device), 1):
-            rows[part] = self.candidates(queries[part], 1)[:, 0]
-        return rows, torch.linalg.vector_norm(queries - self.points[rows], dim=1)
+        """Row of the nearest point, the lower one of equals, and its distance, (m,) each."""
+        none = torch.full((len(queries),), -1, device=queries.device)
+        rows, distances = self.k_nearest(queries, 1, none)
+        return rows[:, 0], distances[:, 0]
+
+    def nearest_distance(self, queries: Tensor) -> Tensor:
+        """Distance to the nearest point, (m,), where it does not matter which of equals that is."""
+        rows = self.candidates(queries, 1)[:, 0]
+        return torch.linalg.vector_norm(queries - self.points[rows], dim=1)
 
     def parts(self, rows: Tensor, width: int) -> Iterator[Tensor]:
-        """Rows in blocks whose ``width`` candidates each fit into memory."""
-        return iter(rows.split(max(1, BLOCK_NUMBERS // (width * self.points.shape[1]))))
+        """Rows a part at a time, ``width`` points to be looked at for each."""
+        return iter(rows.split(max(1, PART_NUMBERS // (width * self.points.shape[1]))))
 
     def _choose(self, queries: Tensor, k: int, own: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """The k nearest of ``width`` candidates, and whether none beyond these could be among them, (m,) bool."""

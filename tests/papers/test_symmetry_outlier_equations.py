@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from scipy.spatial.distance import pdist
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import cdist, pdist
 from scipy.stats import special_ortho_group
 
 from lightning_modules.symmetry_outlier.clustering import Clustering, density_peaks, distance_at
@@ -15,6 +16,7 @@ from lightning_modules.symmetry_outlier.degree import (
 )
 from lightning_modules.symmetry_outlier.search import search_of
 from runs.errors import InputError
+from tests.toy.whole_runs import state_of, train
 
 EXAMPLE = [0.10, 0.15, 0.30, 0.35, 0.40, 0.42, 0.45, 0.50, 0.57, 0.60, 0.68, 0.72, 0.81, 0.87, 2.07, 2.25]
 
@@ -65,6 +67,19 @@ class TestRatios:
         x = x[np.random.default_rng(1).permutation(len(x))]
         for ours, loops in zip(symmetry_distance_degree(torch.from_numpy(x), 6, method), by_loops(x, 6), strict=True):
             assert ours.numpy() == pytest.approx(loops, abs=1e-12)
+
+    @pytest.mark.parametrize("method", ["tree", "blocks"])
+    def test_the_nearest_point_is_the_lower_row_of_equals(self, method):
+        """The middles of a grid's squares, turned so that rounding would choose: four points are as near."""
+        grid = torch.cartesian_prod(torch.arange(9.0), torch.arange(9.0)).double()
+        grid = grid[torch.randperm(81, generator=torch.Generator().manual_seed(0))]
+        middle = torch.cartesian_prod(torch.arange(8.0), torch.arange(8.0)).double() + 0.5
+        apart = torch.linalg.vector_norm(middle[:, None] - grid, dim=2)
+        lowest = (apart < 0.8).int().argmax(dim=1)
+        turn = torch.from_numpy(special_ortho_group(2, seed=3).rvs())
+        rows, distances = search_of(0.1 * grid @ turn - 1 / 3, method).nearest(0.1 * middle @ turn - 1 / 3)
+        assert torch.equal(rows, lowest)
+        assert distances.numpy() == pytest.approx(0.1 * np.sqrt(0.5))
 
     @pytest.mark.parametrize("method", ["tree", "blocks"])
     def test_the_neighbours_are_k_others_even_among_duplicates(self, method):
@@ -212,3 +227,46 @@ class TestClustering:
         monkeypatch.setattr("lightning_modules.symmetry_outlier.clustering.MANY_POINTS", 50)
         with pytest.warns(UserWarning, match="compares all pairs of 60 points"):
             Clustering("dpc", 2, pct=5.0, kernel="gaussian", n_init=1, seed=0).fit_predict(points(60, 2).numpy(), 2)
+
+
+@pytest.mark.parametrize("r", [0.5, 0.0])
+def test_a_run_has_the_ratios_flags_and_clusters_of_the_equations(tmp_path, r):
+    """Two rows far off in column a: they are handed out after, and the others are not scaled anew without them.
+
+    With r = 0 the cut is a row's own degree, and that row is kept.
+    """
+    generator = np.random.default_rng(0)
+    a, b = generator.uniform(0, 1, 62) + 9 * (np.arange(62) % 2), generator.normal(np.repeat([0, 0.6], 31), 0.1)
+    a[[30, 61]] = 900, 1000
+    lines = [f"{x!r},{y!r},{'low' if row < 31 else 'high'}" for row, (x, y) in enumerate(np.c_[a, b].tolist())]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,kind", *lines]) + "\n")
+    train(
+        tmp_path / "run", "experiment=symmetry_outlier_table", f"data.root={tmp_path}/t.csv", "data.reader.label=kind",
+        "model.clustering.clusters=classes", "model.clustering.method=average", "model.k=5", f"model.r={r}",
+        "trainer=cpu", "trainer.enable_progress_bar=false", "callbacks.figures=null",
+    )  # fmt: skip
+    found = {name: value.numpy() for name, value in state_of(tmp_path / "run").items()}
+
+    def between_0_and_1(x: np.ndarray) -> np.ndarray:
+        return (x - x.min(axis=0)) / np.ptp(x, axis=0)
+
+    def two_clusters(x: np.ndarray) -> np.ndarray:
+        return fcluster(linkage(x, "average"), 2, "maxclust")
+
+    x = between_0_and_1(np.stack([a, b], axis=1))
+    R_s, R_d = by_loops(x, 5)
+    assert found["points"] == pytest.approx(x, abs=1e-12)
+    assert found["symmetry"] == pytest.approx(R_s, abs=1e-9) and found["distance"] == pytest.approx(R_d, abs=1e-9)
+    degree = between_0_and_1(R_s - R_d)
+    assert found["degree"] == pytest.approx(degree, abs=1e-9)
+    ordered = np.sort(degree)
+    bound = ordered[46] + r * (ordered[46] - ordered[15])  # places round(46.5) = 47 and round(15.5) = 16, from 1
+    kept = degree <= bound
+    assert np.array_equal(found["kept"], kept) and not kept[[30, 61]].any()
+    cluster = np.zeros(62, dtype=int)
+    cluster[kept] = two_clusters(x[kept])
+    cluster[~kept] = cluster[kept][cdist(x[~kept], x[kept]).argmin(axis=1)]
+    same = cluster[:, None] == cluster
+    assert np.array_equal(found["clusters"][:, None] == found["clusters"], same)
+    anew = two_clusters(between_0_and_1(x[kept]))
+    assert not np.array_equal(anew[:, None] == anew, same[np.ix_(kept, kept)])

@@ -1,6 +1,5 @@
 """Runs whole: trained, judged again, predicting, broken, killed, on two processes; every bad input one sentence."""
 
-import csv
 import json
 import time
 from pathlib import Path
@@ -11,28 +10,13 @@ import torch
 
 from lightning_modules.symmetry_outlier import AutoEncoderOutlierModule, SymmetryOutlierModule
 from runs.command_line import INPUT_ERROR
-from runs.composition import compose_config, to_plain
 from runs.errors import InputError
-from runs.results import paper_row
-from tests.toy.running import judge_here, run_door, start_door, train_here
+from tests.toy.running import judge_here, run_door, start_door
+from tests.toy.whole_runs import broken_after, paper_number, rows, state_of, train
 
 NAME = "symmetry_outlier"
 QUIET = ["trainer=cpu", "trainer.enable_progress_bar=false"]
 DEMO = [*QUIET, f"experiment={NAME}_demo"]
-
-
-def train(run_dir: Path, *words: str) -> dict:
-    train_here(run_dir, *words)
-    return json.loads((run_dir / "result.json").read_text())
-
-
-def state_of(run_dir: Path) -> dict:
-    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def write_table(path: Path, cells: dict[int, str] | None = None) -> Path:
@@ -87,24 +71,11 @@ def test_a_checkpoint_alone_gives_the_same_flags_and_numbers(demo):
     assert (root / "eval" / "outliers.csv").read_bytes() == (root / "run" / "outliers.csv").read_bytes()
 
 
-class Broken(Exception):
-    pass
-
-
 @pytest.mark.parametrize("at_step", [1, 2, 3, 4, 6])
 def test_a_run_broken_after_any_stage_ends_with_the_same_flags(tmp_path, at_step):
     words = [*on_table(write_table(tmp_path / "mine.csv")), "model.rounds=2", "model.k=5"]
     train(tmp_path / "whole", *words)
-    whole, calls = SymmetryOutlierModule.fit_closed_form, []
-
-    def breaking(self, batch):
-        calls.append(1)
-        if len(calls) == at_step + 1:
-            raise Broken
-        return whole(self, batch)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Broken):
-        patch.setattr(SymmetryOutlierModule, "fit_closed_form", breaking)
+    with broken_after(at_step, SymmetryOutlierModule):
         train(tmp_path / "run", *words)
     assert int(state_of(tmp_path / "run")["stage"]) == at_step % 4
     train(tmp_path / "run", *words)
@@ -128,6 +99,66 @@ def test_predicting_the_training_rows_without_themselves_gives_their_degrees(tmp
         assert float(ours["outlier_degree"]) == pytest.approx(float(theirs["outlier_degree"]), abs=1e-12)
     other = [float(row["outlier_degree"]) for row in rows(tmp_path / "false" / "predictions.csv")]
     assert not np.allclose(other, [float(row["outlier_degree"]) for row in trained], atol=1e-3)
+
+
+@pytest.mark.parametrize("invalid", ["drop", "impute"])
+@pytest.mark.filterwarnings("ignore:.*2 of 60 rows have an unknown value")
+def test_the_training_file_is_known_by_its_numbers_where_rows_of_it_were_left_out(tmp_path, invalid):
+    """The rows after one that was left out stand elsewhere in the file than in training, and so do shuffled ones."""
+    table = write_table(tmp_path / "mine.csv", {4: "", 17: "?"})
+    train(tmp_path / "run", *on_table(table), f"data.invalid={invalid}")
+    trained = rows(tmp_path / "run" / "outliers.csv")
+    head, *lines = table.read_text().splitlines()
+    if invalid == "drop":
+        del lines[17], lines[4]
+    order = np.random.default_rng(0).permutation(len(lines))
+    (tmp_path / "shuffled.csv").write_text("\n".join([head, *(lines[place] for place in order)]) + "\n")
+    files = {"file": table, "shuffled": tmp_path / "shuffled.csv"}
+    for name, path in files.items():
+        judge_here(
+            tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / name, "mode=predict",
+            f"data.predict_root={path}", "data.invalid=impute", "model.exclude_self=true",
+        )  # fmt: skip
+    found = {name: rows(tmp_path / name / "predictions.csv") for name in files}
+    in_file = [row for row in found["file"] if invalid == "impute" or row["name"] not in ("r4", "r17")]
+    for predicted, known in ((in_file, trained), (found["shuffled"], [trained[place] for place in order])):
+        for ours, theirs in zip(predicted, known, strict=True):
+            assert (ours["outlier"], ours["cluster"]) == (theirs["outlier"], theirs["cluster"])
+            assert float(ours["outlier_degree"]) == pytest.approx(float(theirs["outlier_degree"]), abs=1e-12)
+
+
+def test_equal_rows_are_known_by_their_numbers_too(tmp_path):
+    """Which of them is left out of the neighbours makes no difference; more of them than neighbours are no outliers."""
+    table = write_table(tmp_path / "mine.csv")
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, *[lines[3]] * 2, *[lines[8]] * 12]) + "\n")
+    train(tmp_path / "run", *on_table(table), "model.clustering.method=single")
+    judge_here(
+        tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "new", "mode=predict", f"data.predict_root={table}",
+        "model.exclude_self=true",
+    )  # fmt: skip
+    found, trained = rows(tmp_path / "new" / "predictions.csv"), rows(tmp_path / "run" / "outliers.csv")
+    degrees = [[float(row["outlier_degree"]) for row in each] for each in (found, trained)]
+    assert len(found) == 74 and degrees[0] == pytest.approx(degrees[1], abs=1e-12)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_row_between_two_clusters_goes_to_that_of_the_lower_row(tmp_path, mirrored):
+    """Where training hands an outlier out, and where a new row gets its cluster."""
+    near = (8 * np.random.default_rng(0).normal(size=(12, 2))).round() / 8  # exact, and so is its mirror image
+    halves = [near, [100.0, 0.0] + near * [-1, 1]]
+    x = np.concatenate([*(halves[::-1] if mirrored else halves), [[50.0, 0.0]]])
+    lines = [f"r{i},{a!r},{b!r},{'low' if a < 60 else 'high'}" for i, (a, b) in enumerate(x.tolist())]
+    table = tmp_path / "mine.csv"
+    table.write_text("\n".join(["name,a,b,kind", *lines]) + "\n")
+    # It lies in the middle of all points, so the symmetry ratio alone would keep it.
+    words = ["model.score=distance", "model.k=3", "data.scale=none", "model.clustering.method=single"]
+    train(tmp_path / "run", *on_table(table), *words)
+    found = rows(tmp_path / "run" / "outliers.csv")
+    assert found[24]["outlier"] == "yes" and found[24]["cluster"] == found[0]["cluster"] != found[12]["cluster"]
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    judge_here(checkpoint, tmp_path / "new", "mode=predict", f"data.predict_root={table}")
+    assert rows(tmp_path / "new" / "predictions.csv")[24]["cluster"] == found[0]["cluster"]
 
 
 def test_new_rows_are_judged_by_the_training_rows_alone(tmp_path):
@@ -178,16 +209,7 @@ def test_the_autoencoder_goes_on_where_it_was_broken(tmp_path):
     words = [*on_table(write_table(tmp_path / "mine.csv")), f"model={NAME}_autoencoder", "model.epochs=30",
              "model.epochs_per_step=10"]  # fmt: skip
     train(tmp_path / "whole", *words)
-    whole, calls = AutoEncoderOutlierModule.fit_closed_form, []
-
-    def breaking(self, batch):
-        calls.append(1)
-        if len(calls) == 3:
-            raise Broken
-        return whole(self, batch)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Broken):
-        patch.setattr(AutoEncoderOutlierModule, "fit_closed_form", breaking)
+    with broken_after(2, AutoEncoderOutlierModule):
         train(tmp_path / "run", *words)
     train(tmp_path / "run", *words)
     ours, theirs = state_of(tmp_path / "run"), state_of(tmp_path / "whole")
@@ -206,15 +228,14 @@ def test_a_second_round_looks_among_the_rows_that_the_first_has_kept(tmp_path):
     assert torch.equal(second["rows"], torch.nonzero(first["kept"])[:, 0])
 
 
-def paper_number(experiment: str, *words: str) -> float | None:
-    config = compose_config([f"experiment={NAME}_{experiment}", "data.root=x", "paths.run_dir=x", *words])
-    return paper_row(to_plain(config))["metrics"].get("test/f1")
-
-
 def test_the_papers_number_is_that_of_the_detector_and_of_dpc():
-    assert paper_number("wdbc") == 0.45 and paper_number("wdbc", f"model={NAME}_not_denoised") == 0.37
-    assert paper_number("wine", f"model={NAME}_lof") == 0.82
-    assert paper_number("wine", "model.clustering.method=average") is None
+    for words, f1 in (
+        (["experiment=symmetry_outlier_wdbc"], 0.45),
+        (["experiment=symmetry_outlier_wdbc", f"model={NAME}_not_denoised"], 0.37),
+        (["experiment=symmetry_outlier_wine", f"model={NAME}_lof"], 0.82),
+        (["experiment=symmetry_outlier_wine", "model.clustering.method=average"], None),
+    ):
+        assert paper_number("test/f1", *words) == f1
 
 
 @pytest.mark.parametrize(

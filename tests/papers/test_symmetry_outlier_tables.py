@@ -115,9 +115,12 @@ def bridge(seed: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
 
 
 def test_noise_between_clusters_is_found_and_single_linkage_recovers():
-    """Ten sets, none chosen: without denoising the noise links everything; the median afterwards is .84, not tested."""
+    """30 sets, none chosen. Where one noise point is left it takes a cluster, which happens to one set in three.
+
+    So ten sets are too few for a median: of the first ten five are recovered.
+    """
     auc, recall, before, after = [], [], [], []
-    for seed in range(10):
+    for seed in range(30):
         x, label, noise = bridge(seed)
         degree = degree_of(x)
         auc.append(roc_auc_score(noise, degree))
@@ -127,12 +130,4 @@ def test_noise_between_clusters_is_found_and_single_linkage_recovers():
             kept.append(scores(found, label[~noise])["f1"])
     assert np.mean(auc) >= 0.95 and np.mean(recall) >= 0.90
     assert np.mean(before) <= 0.35
-    assert np.mean(after) >= 0.75
-
-
-def test_scaling_is_the_same_with_and_without_denoising():
-    """The kept rows are those of the whole scaled table, not scaled anew: that alone moved the paper's Banknote row."""
-    x, _, _ = bridge(0)
-    degree = degree_of(x)
-    kept = x[degree <= upper_bound(degree, 0.5)]
-    assert float(kept.min()) > 0.0 or float(kept.max()) < 1.0
+    assert np.mean(after) >= 0.75 and np.median(after) >= 0.95

@@ -59,6 +59,15 @@ def test_runs_on_different_data_are_rows_of_their_own(tmp_path, capsys):
     assert [(row["variant"], row["runs"]) for row in rows] == [("data.root=one", "2"), ("data.root=other", "2")]
 
 
+def test_callbacks_that_only_watch_are_no_choice_and_those_of_rounds_are(tmp_path, capsys):
+    write(tmp_path / "a", 1, 50.0, ["callbacks.figures=null"])
+    write(tmp_path / "b", 2, 60.0, ["callbacks.checkpoint.every_n_epochs=5"])
+    write(tmp_path / "c", 1, 70.0, ["callbacks.figures=null", "callbacks.rounds.accept=always"])
+    main([str(tmp_path), "--format", "csv", "--metric", "test/top1"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["variant"], row["runs"]) for row in rows] == [("-", "2"), ("callbacks.rounds.accept=always", "1")]
+
+
 def wide(capsys, *arguments):
     main([*map(str, arguments), "--wide", "--format", "csv"])
     return list(csv.reader(io.StringIO(capsys.readouterr().out)))
