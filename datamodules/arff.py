@@ -92,16 +92,16 @@ class Arff:
         return [MISSING if np.isnan(value) else f"{value:.17g}" for value in values]
 
     def features(
-        self, places: Iterable[int], nominal: Literal["one_hot", "number"]
+        self, places: Iterable[int], nominal: Literal["one_hot", "number", "value"]
     ) -> tuple[NDArray[np.float64] | sparse.csr_array, list[str]]:
         """Some columns as numbers (n, d), sparse where the rows are, and their d names.
 
         A domain of two words (or one) becomes one column, of the words' numbers if they are numbers and of 0 and 1
         otherwise. A longer one becomes a column ``name=word`` of 0 and 1 for each word (``one_hot``), or one
-        column of the word's place in the domain (``number``).
+        column: of the word's place in the domain (``number``), or of the number that it is (``value``).
 
         Raises:
-            InputError: a column is text.
+            InputError: a column is text, or has words that are no numbers where they should be ``value``.
         """
         places = list(places)
         text = [self.attributes[place].name for place in places if self.attributes[place].kind == "string"]
@@ -121,8 +121,13 @@ class Arff:
             attribute = self.attributes[place]
             domain = attribute.domain
             numbers = list(range(len(domain)))
-            if len(domain) <= 2 and all(map(is_number, domain)):
+            if (len(domain) <= 2 or nominal == "value") and all(map(is_number, domain)):
                 numbers = [float(word) for word in domain]
+            elif len(domain) > 2 and nominal == "value":
+                raise InputError(
+                    f"{self.path}: {attribute.name} has words that are no numbers ({first_few(domain)}): set "
+                    "data.reader.nominal=one_hot or data.reader.nominal=number"
+                )
             if attribute.kind == "nominal" and len(domain) > 2 and nominal == "one_hot":
                 take_plain()
                 codes = self.column(place)

@@ -23,7 +23,8 @@ class MulanReader:
 
     Args:
         name: of the set; the files are `<name>.arff` and `<name>.xml`.
-        nominal: features of more than two words: a column of 0 and 1 for each word, or one column of numbers.
+        nominal: features of more than two words: a column of 0 and 1 for each word, or one column: of the
+            words' places in the domain (``number``) or of the numbers that they are (``value``).
         dense: whether sparse features are filled up, which scaling needs.
         subset_rows: how many random rows are used; None for all.
         subset_seed: of their choice.
@@ -32,7 +33,7 @@ class MulanReader:
     def __init__(
         self,
         name: str,
-        nominal: Literal["one_hot", "number"],
+        nominal: Literal["one_hot", "number", "value"],
         dense: bool,
         subset_rows: int | None,
         subset_seed: int,

@@ -27,7 +27,8 @@ class ARFFSet:
         left_out: attributes that are no features, an identifier say.
         classes: names of the classes by the words of the file; words with one name become one class. None: the
             words as they are.
-        nominal: attributes of more than two words: a column of 0 and 1 for each word, or one column of numbers.
+        nominal: attributes of more than two words: a column of 0 and 1 for each word, or one column: of the
+            words' places in the domain (``number``) or of the numbers that they are (``value``).
         header_notes: whether the header holds lines that lost their comment sign.
         blanks: whether cells are divided by blanks instead of commas.
     """
@@ -36,7 +37,7 @@ class ARFFSet:
     label: str | None
     left_out: list[str]
     classes: dict[str, str] | None
-    nominal: Literal["one_hot", "number"]
+    nominal: Literal["one_hot", "number", "value"]
     header_notes: bool
     blanks: bool
 

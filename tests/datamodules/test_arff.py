@@ -95,6 +95,15 @@ def test_nominal_features_as_columns_or_numbers(tmp_path):
     np.testing.assert_array_equal(arff.values, before)
     assert names == ["c", "a"]
     np.testing.assert_array_equal(features, [[2, 1], [1, np.nan]])
+    features, names = arff.features([0, 1, 2], "value")
+    assert names == ["a", "b", "c"]
+    np.testing.assert_array_equal(features, [[10, 1, 2], [np.nan, 0, 1]])
+
+
+def test_words_that_should_be_numbers_and_are_none_are_named(tmp_path):
+    arff = read_arff(write(tmp_path, "@relation r\n@attribute a {2,ten,1}\n@data\nten\n"))
+    with pytest.raises(InputError, match=r"a has words that are no numbers \(2, ten, 1\): set data\.reader\.nominal="):
+        arff.features([0], "value")
 
 
 def test_text_columns_are_kept_as_words_and_are_no_features(tmp_path):
