@@ -46,6 +46,7 @@ from pytorch_lightning.utilities import CombinedLoader
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from callbacks.figures import FigureWriter
+from components.progress import track
 from components.seeding import seed_streams
 from runs.errors import InputError, first_few
 from runs.round_store import GenerationWriter, OtherRankError, Ranks, RoundReader, RoundStore
@@ -238,15 +239,8 @@ class IterativeStep(pl.Callback, ABC):
     def progress(self, items: Iterable[Item], total: int | None = None, description: str = "") -> Iterator[Item]:
         """Shows a progress bar while ``items`` are used, where the trainer shows one."""
         bar = self._trainer.progress_bar_callback
-        if bar is None or not bar.is_enabled or not self._trainer.is_global_zero:
-            yield from items
-            return
-        from rich.progress import MofNCompleteColumn, Progress
-
-        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-        with Progress(*columns, transient=True) as progress:
-            label = f"{self.name} {self.round}: {description}".rstrip(": ")
-            yield from progress.track(items, total=total, description=label)
+        label = f"{self.name} {self.round}: {description}".rstrip(": ")
+        return track(items, total, label, bar is not None and bar.is_enabled and self._trainer.is_global_zero)
 
     # --- hooks
 

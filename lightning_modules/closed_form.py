@@ -1,13 +1,14 @@
 """The base of methods without gradients: each training step gets the whole training set and computes with it."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from components.progress import Item, track
 from components.variable_buffers import VariableBuffers
 
 Batch = dict[str, Any]
@@ -45,6 +46,11 @@ class ClosedFormModule(VariableBuffers, pl.LightningModule):
     @abstractmethod
     def is_fitted(self) -> bool:
         """Whether the state in the buffers is the method's answer, with no step to follow."""
+
+    def progress(self, items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
+        """Shows a progress bar while ``items`` of a long step are used, where a trainer shows one."""
+        bar = self._trainer.progress_bar_callback if self._trainer is not None else None
+        return track(items, total, description, bar is not None and bar.is_enabled and self.trainer.is_global_zero)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of the method; training ends with the one that completes it."""

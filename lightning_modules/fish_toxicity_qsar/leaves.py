@@ -12,9 +12,9 @@ from sklearn.model_selection import KFold, LeaveOneOut, cross_val_predict
 from torch import Tensor
 
 Measure = Literal["mean", "cut_points", "mid_range", "interquartile_mean", "mid_hinge"]
-LEAVE_ONE_OUT = 10  # rows up to which each is left out; decision: spec 2
+LEAVE_ONE_OUT = 10  # rows up to which each is left out; larger leaves make folds; the paper is silent
 FOLDS = 5  # of larger leaves
-RIDGE = 1e-3  # of the regression in leaves with no more rows than columns; decision: spec 2
+RIDGE = 1e-3  # of the regression in leaves with no more rows than columns, where least squares has no one answer
 _EQUAL = 1e-12  # gaps and percentiles that differ by less are equal
 
 

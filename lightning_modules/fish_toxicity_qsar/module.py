@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ class BinTreeModule(ClosedFormModule):
     Args:
         levels: of cuts; 0: one leaf with all rows.
         gaps: tau of each level (Table 1), log10 units.
+        gap_decimals: to which a step between targets is rounded before it is compared; None: not at all.
         wmsd: theta of each level (Table 1); None cuts whatever has a gap.
         classifiers: each gives an unfitted classifier; of equally good ones the first is taken.
         classifier: the one to use everywhere, or ``select``.
@@ -88,6 +89,7 @@ class BinTreeModule(ClosedFormModule):
         self,
         levels: int,
         gaps: list[float],
+        gap_decimals: int | None,
         wmsd: list[float | None],
         classifiers: dict[str, Callable[[], Any]],
         classifier: str,
@@ -118,7 +120,7 @@ class BinTreeModule(ClosedFormModule):
                 f"model.leaf_regressors={leaf_regressors} must name one regressor or more for the leaves: "
                 f"{did_you_mean((unknown or [''])[0], regressors)}"
             )
-        self.levels, self.gaps, self.wmsd = levels, gaps, wmsd
+        self.levels, self.gaps, self.gap_decimals, self.wmsd = levels, gaps, gap_decimals, wmsd
         self.classifiers = classifiers
         self.regressors = {name: regressors[name] for name in leaf_regressors}
         self.selection = NodeSelection(classifiers, classifier, ranker, k, ks, selection_folds, seed)
@@ -165,9 +167,10 @@ class BinTreeModule(ClosedFormModule):
         Raises:
             InputError: the first level has fewer than three bins.
         """
+        gap, wmsd = self.gaps[level - 1], self.wmsd[level - 1]
         for node in (self.depth == level - 1).nonzero()[:, 0].tolist():
             start, stop = int(self.start[node]), int(self.stop[node])
-            cut = pieces(self.targets[start:stop], self.gaps[level - 1], self.wmsd[level - 1], len(self.targets))
+            cut = pieces(self.targets[start:stop], gap, self.gap_decimals, wmsd, len(self.targets))
             if level == 1 and len(cut) < LEAST_BINS:
                 raise InputError(
                     f"level 1 has {len(cut)} bins of the {len(self.targets)} training rows, and {LEAST_BINS} is the "
@@ -190,7 +193,7 @@ class BinTreeModule(ClosedFormModule):
         """Which child a chemical belongs to: the best of classifiers, rankers and numbers of columns (Sect. 4.2)."""
         features, children = self.rows_of(node).numpy(), self.children_of_rows(node).numpy()
         total = self.selection.fits(len(children))
-        watch = partial(self._watch, total=total, description=f"level {int(self.depth[node]) + 1}, bin {node}")
+        watch = partial(self.progress, total=total, description=f"level {int(self.depth[node]) + 1}, bin {node}")
         best, columns, candidates = self.selection.choose(features, children, watch)
         names = list(self.classifiers)
         self.classifier[node], self.ranker[node] = names.index(best.classifier), RANKERS.index(best.ranker)
@@ -216,7 +219,7 @@ class BinTreeModule(ClosedFormModule):
         slopes = torch.full((N, d + 1), torch.nan, dtype=torch.float64)
         value = torch.full((N,), torch.nan, dtype=torch.float64)
         self.estimated = torch.full((m, len(self.targets)), torch.nan, dtype=torch.float64)
-        for leaf in self._watch(self.leaves(), len(self.leaves()), "leaves"):
+        for leaf in self.progress(self.leaves(), len(self.leaves()), "leaves"):
             features, targets = self.rows_of(leaf), self.targets[self.range_of(leaf)]
             if len(targets) < ENSEMBLE_ROWS:
                 value[leaf] = targets.mean()
@@ -458,14 +461,3 @@ class BinTreeModule(ClosedFormModule):
                 f"the tree has {int(self.grown)} of {self.levels} levels and no leaf values: go on with its run "
                 "(python train.py ckpt_path=<run>), with trainer.max_epochs above model.levels"
             )
-
-    def _watch(self, items: Iterable, total: int, description: str) -> Iterator:
-        """Shows how far a long step is, where the trainer shows anything."""
-        bar = self._trainer.progress_bar_callback if self._trainer is not None else None
-        if bar is None or not bar.is_enabled or not self._trainer.is_global_zero:
-            yield from items
-            return
-        from rich.progress import MofNCompleteColumn, Progress
-
-        with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), transient=True) as progress:
-            yield from progress.track(items, total=total, description=description)

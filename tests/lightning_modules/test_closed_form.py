@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 from datamodules.table import TableDataModule
@@ -149,6 +150,29 @@ def test_steps_go_on_where_a_checkpoint_was_written(tmp_path):
     module, run = LeastSquares(steps=5), trainer()
     run.fit(module, datamodule=table(tmp_path / "table.csv"), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert int(module.done) == 5 and run.current_epoch == 5
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_long_step_shows_how_far_it_is_where_the_trainer_shows_anything(tmp_path, monkeypatch, shown):
+    bars, track = [], Progress.track
+
+    def tracked(self, items, total, description):
+        bars.append((total, description))
+        return track(self, items, total=total, description=description)
+
+    class Slow(LeastSquares):
+        def fit_closed_form(self, batch):
+            assert list(self.progress(range(7), 7, "rows")) == list(range(7))
+            return super().fit_closed_form(batch)
+
+    monkeypatch.setattr(Progress, "track", tracked)
+    write_table(tmp_path / "table.csv")
+    trainer(enable_progress_bar=shown).fit(Slow(), datamodule=table(tmp_path / "table.csv"))
+    assert bars == ([(7, "rows")] if shown else [])
+
+
+def test_a_long_step_needs_no_trainer():
+    assert list(LeastSquares().progress(iter("ab"), 2, "rows")) == ["a", "b"]
 
 
 def test_training_goes_on_with_its_own_rows_only(fitted, tmp_path):

@@ -41,16 +41,17 @@ class TestBins:
         for i in range(1, len(whole)):
             bins.append(bins[-1] + int(whole[i] - whole[i - 1] > gap))
         assert gap in np.diff(whole)  # the case that > and >= tell apart, and that raw float64 gets wrong
-        assert cut_at_gaps(torch.tensor(whole / 1000), gap / 1000).tolist() == bins
+        assert cut_at_gaps(torch.tensor(whole / 1000), gap / 1000, 6).tolist() == bins
 
     def test_float64_alone_would_cut_at_a_gap_that_equals_the_threshold(self):
         values = tensor(2.3, 2.35)
         assert float(values[1] - values[0]) > 0.05
-        assert cut_at_gaps(values, 0.05).tolist() == [0, 0]
+        assert cut_at_gaps(values, 0.05, None).tolist() == [0, 1]
+        assert cut_at_gaps(values, 0.05, 6).tolist() == [0, 0]
 
     def test_the_first_target_opens_a_bin_and_equal_ones_share_it(self):
-        assert cut_at_gaps(tensor(9.0), 0.05).tolist() == [0]
-        assert cut_at_gaps(tensor(0.0, 0.0, 1.0, 1.0), 0.05).tolist() == [0, 0, 1, 1]
+        assert cut_at_gaps(tensor(9.0), 0.05, 6).tolist() == [0]
+        assert cut_at_gaps(tensor(0.0, 0.0, 1.0, 1.0), 0.05, 6).tolist() == [0, 0, 1, 1]
 
     def test_wmsd_divides_by_all_training_rows(self):
         assert weighted_mean_square_difference(tensor(1.0, 1.5, 3.0), n=30) == pytest.approx(3 * 4 / 30)
@@ -59,11 +60,12 @@ class TestBins:
     def test_a_bin_is_cut_only_above_its_threshold_and_where_it_has_a_gap(self):
         bin_ = tensor(1.0, 1.01, 1.05, 1.06)
         wmsd = 4 * 0.06**2 / 100
-        assert pieces(bin_, 0.03, wmsd * 0.99, 100) == [(0, 2), (2, 4)]
-        assert pieces(bin_, 0.03, wmsd * 1.01, 100) == [(0, 4)]
-        assert pieces(bin_, 0.03, wmsd * 0.99, 101) == [(0, 2), (2, 4)]
-        assert pieces(bin_, 0.03, wmsd * 0.99, 104) == [(0, 4)]  # more rows elsewhere: it weighs less
-        assert pieces(bin_, 0.05, None, 100) == [(0, 4)]
+        assert pieces(bin_, 0.03, 6, wmsd * 0.99, 100) == [(0, 2), (2, 4)]
+        assert pieces(bin_, 0.03, 6, wmsd * 1.01, 100) == [(0, 4)]
+        assert pieces(bin_, 0.03, 6, wmsd * 0.99, 101) == [(0, 2), (2, 4)]
+        assert pieces(bin_, 0.03, 6, wmsd * 0.99, 104) == [(0, 4)]  # more rows elsewhere: it weighs less
+        assert pieces(bin_, 0.05, 6, None, 100) == [(0, 4)]
+        assert pieces(tensor(0.0, 1.0), 0.5, 6, 0.25, 8) == [(0, 2)]  # its WMSD, 2 / 8, equals the threshold
 
     def test_equal_targets_are_ordered_by_their_features_whatever_the_order_of_rows(self):
         generator = np.random.default_rng(1)
@@ -239,9 +241,9 @@ class TestSelection:
 
     def test_ties_go_to_fewer_columns_then_to_the_first_classifier(self):
         X = np.repeat(np.eye(2), 20, axis=0)
-        X = np.hstack([X, X])  # one column tells all
+        X = np.hstack([X, X])  # one column tells all, and all four tell the same
         best, columns, _ = selection().choose(X, np.repeat([0, 1], 20), iter)
-        assert (best.classifier, best.ranker, best.k, best.f1) == ("svc", "chi2", 1, 1.0) and len(columns) == 1
+        assert (best.classifier, best.ranker, best.k, best.f1) == ("svc", "chi2", 1, 1.0) and columns.tolist() == [0]
 
     def test_children_that_a_fold_never_saw_count_as_wrong_and_keep_their_numbers(self):
         """A class with a single row is missing from its own fold's training rows; classes must not be renumbered."""

@@ -142,6 +142,15 @@ def test_a_batch_goes_down_as_its_rows_do_one_by_one(small):
     assert together.tolist() == [int(module.walk(torch.tensor(X[i : i + 1]))) for i in range(30)]
 
 
+def test_each_cut_has_the_majority_rate_of_its_own_rows(small):
+    rows = small[0].node_table()
+    inner = [row for row in rows if row["bins"]]
+    assert {row["level"] for row in inner} == {0, 1, 2}
+    for row in inner:
+        largest = max(child["rows"] for child in rows if child["parent"] == row["node"])
+        assert row["majority"] == pytest.approx(largest / row["rows"], abs=1e-12)
+
+
 def test_leaf_values_by_the_number_of_rows(small):
     module, _, whole = small
     y = np.sort(whole) / 1000
@@ -180,6 +189,15 @@ def test_bin_accuracy_and_the_oracle_of_the_range(small):
         assert module.in_bin(leaf, torch.tensor(true)).tolist() == inside
         nearest = [a if abs(a - y) <= abs(b - y) else b for a, b, y in zip(low, high, true, strict=True)]
         assert module.range_interval(leaf, torch.tensor(true)).tolist() == nearest
+
+
+def test_the_floor_of_bin_accuracy_is_the_largest_leaf_for_every_chemical(small):
+    module, X, whole = small
+    module.on_test_start()
+    module.test_step({"features": torch.tensor(X), "target": torch.tensor(whole / 1000)}, 0)
+    largest = max((row for row in module.node_table() if not row["bins"]), key=lambda row: row["rows"])
+    assert largest["rows"] > 1
+    assert float(module.bin_floor.compute()) == pytest.approx(100 * largest["rows"] / len(whole))
 
 
 def test_the_oracle_never_has_the_name_of_a_test():
@@ -346,10 +364,10 @@ def lc50(sample_data):
     return TESTReader().read(sample_data / "lc50_fathead_minnow")
 
 
-def bins_alone(targets):
+def bins_alone(targets, *words):
     """The tree with one column for all classifiers: its bins do not depend on them."""
     X = np.linspace(0, 1, len(targets))[:, None] @ np.ones((1, 2))
-    return fit(make("model.k=1"), X, (targets * 1000).round())
+    return fit(make("model.k=1", *words), X, (targets * 1000).round())
 
 
 def test_the_bins_of_the_training_targets_are_exact(lc50):
@@ -361,9 +379,10 @@ def test_the_bins_of_the_training_targets_are_exact(lc50):
     large = [row["rows"] for row in module.node_table() if row["parent"] == first[18]["node"]]
     assert large == [14, 6, 1, 17, 88, 17, 224, 126, 13, 9]
     assert len(module.leaves()) == 138
-    own = module.targets[module.range_of(first[18]["node"])].numpy()
-    unrounded = np.bincount(np.r_[0, np.cumsum(np.diff(own) > 0.03)])  # two gaps of 0.03 are above it in float64
-    assert unrounded.tolist() == [14, 6, 1, 17, 88, 17, 198, 26, 126, 11, 2, 9]
+    unrounded = bins_alone(lc50.target[lc50.parts == "train"], "model.gap_decimals=null")
+    large = [row["rows"] for row in unrounded.node_table() if row["parent"] == first[18]["node"]]
+    assert large == [14, 6, 1, 17, 88, 17, 198, 26, 126, 11, 2, 9]  # two gaps of 0.03 are above it in float64
+    assert len(unrounded.leaves()) == 138
 
 
 def test_the_bins_of_all_targets_are_exact(lc50):
@@ -374,6 +393,7 @@ def test_the_bins_of_all_targets_are_exact(lc50):
     assert (len(first), max(row["rows"] for row in first)) == (31, 667)
     assert [sum(row["bins"] > 0 for row in part) for part in (first, second)] == [3, 2]
     assert len(module.leaves()) == 127
+    assert len(bins_alone(lc50.target, "model.gap_decimals=null").leaves()) == 131
 
 
 def scaled(lc50, train):
@@ -394,12 +414,37 @@ def test_level_1_is_the_majority_rate_for_each_classifier(lc50):
         assert abs(row["cv_f1"] - {"knn": 0.7815, "svc": 0.8147, "forest": 0.8127}[classifier]) <= 0.04
 
 
+def ranges_by_recursion(X, whole, new):
+    """The range, in whole thousandths, of the leaf that each new row reaches in a tree of scikit-learn's parts."""
+    ends = np.empty((len(new), 2))
+
+    def go(rows, level, here):
+        y = whole[rows]
+        large = level < 3 and (level == 0 or len(y) * (np.ptp(y) / 1000) ** 2 / len(whole) > WMSD[level])
+        child = np.r_[0, np.cumsum(np.diff(y) > GAPS[level])] if large else np.zeros(len(y), dtype=int)
+        if child[-1] == 0:
+            ends[here] = y[0], y[-1]
+            return
+        F = np.nan_to_num(f_classif(X[rows], child)[0]) if child[-1] < len(y) - 1 else np.zeros(X.shape[1])
+        order = np.argsort(-F, kind="stable")
+        columns = (order[F[order] > 0] if F.any() else order)[:23]
+        classifier = SVC().fit(X[np.ix_(rows, columns)], child)
+        said = classifier.predict(new[np.ix_(here, columns)]) if len(here) else here
+        for number in range(child[-1] + 1):
+            go(rows[child == number], level + 1, here[said == number])
+
+    go(np.argsort(whole, kind="stable"), 0, np.arange(len(new)))
+    return ends
+
+
 def test_the_honest_tree_is_worse_than_a_forest_and_the_leaky_one_looks_better(lc50):
     """Q3 and Q5, without what the leaf values and the full forest cost; the full runs are tests of their own."""
     train, test = lc50.parts == "train", lc50.parts == "test"
     whole, y = (lc50.target * 1000).round(), lc50.target
     X = scaled(lc50, train)
     honest = fit(make(), X[train], whole[train])
+    low, high = honest.ranges(honest.walk(torch.tensor(X[test])))
+    np.testing.assert_allclose(1000 * np.stack([low, high], 1), ranges_by_recursion(X[train], whole[train], X[test]))
     r2 = r2_score(y[test], honest(torch.tensor(X[test])))
     forest = RandomForestRegressor(30, max_features=0.333, random_state=1).fit(X[train], y[train])
     assert 0.40 <= r2 <= 0.60 and r2_score(y[test], forest.predict(X[test])) >= 0.69
