@@ -16,6 +16,7 @@ from torchmetrics.classification import (
     MultilabelRankingAveragePrecision,
     MultilabelRankingLoss,
 )
+from torchmetrics.utilities.data import dim_zero_cat
 
 from components.figures import confusion_matrix
 from components.metrics.floors import MajorityFloor
@@ -105,7 +106,7 @@ class TableClassifier(ClosedFormModule):
             )
             self.ranked = nn.ModuleDict(
                 {
-                    "auc": MultilabelAUROC(average="none", **plain),
+                    "auc": AUC(average="none", **plain),
                     "ranking_loss": MultilabelRankingLoss(**plain),
                     "average_precision": MultilabelRankingAveragePrecision(**plain),
                 }
@@ -146,13 +147,8 @@ class TableClassifier(ClosedFormModule):
         for prefix, hard, ranked in (
             ("test", self.hard, self.ranked), ("floor", self.floor_of_hard, self.floor_of_ranked)
         ):  # fmt: skip
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="No (positive|negative) samples")  # skipped below
-                found = {name: metric.compute() for name, metric in (*hard.items(), *ranked.items())}
-            counts = self.hard["auc_hard"].counts.sum(dim=1)  # (2, L): rows without and with each label
-            found["auc"] = found["auc"][(counts > 0).all(dim=0)].mean()  # labels with both kinds of rows
-            for name, value in found.items():
-                self.log(f"{prefix}/{name}", value.float())
+            for name, metric in (*hard.items(), *ranked.items()):
+                self.log(f"{prefix}/{name}", metric.compute().float())
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Each row's class, or labels, and the decision values: above 0 speaks for a class, at 1 is the margin."""
@@ -179,6 +175,21 @@ class TableClassifier(ClosedFormModule):
         if stage != "test" or self.task == "multilabel":
             return {}
         return {"confusion": confusion_matrix(self.confusion.compute().cpu().numpy(), self.class_names)}
+
+
+class AUC(MultilabelAUROC):
+    """Mean area under the curves of the labels that have rows of both kinds, 0..1; NaN where none has.
+
+    torchmetrics' own mean counts the other labels as 0. Which they are is told from the rows of all processes.
+    """
+
+    def compute(self) -> Tensor:
+        """The mean over labels; needs ``average="none"``."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No (positive|negative) samples")  # such labels are left out
+            each = super().compute()
+        truth = dim_zero_cat(self.target)
+        return each[(truth == 0).any(dim=0) & (truth == 1).any(dim=0)].mean()
 
 
 def ranks(scores: Tensor) -> Tensor:

@@ -248,7 +248,8 @@ class HypergraphSVMModule(TableClassifier):
         """f(x) of rows (n, d), (n, C); Eq. 5 with the bias."""
         if not self.is_fitted():
             raise InputError(
-                "the checkpoint holds no solution yet: go on with its run, python train.py ckpt_path=<run>"
+                "the checkpoint holds no solution yet: go on with its run, python train.py ckpt_path=<run>, with a "
+                "trainer.max_epochs that does not end it before model.solver.iterations"
             )
         features = features.to_dense() if features.layout != torch.strided else features
         return kernel_matrix(features.double(), self.support, self.kernel, float(self.chosen[0])) @ self.alpha + self.b

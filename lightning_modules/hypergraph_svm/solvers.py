@@ -204,7 +204,8 @@ def _pcg_step(problem: PrimalProblem, at: PCGState, tol: float) -> PCGState:
     K_z = problem.K @ z
     norm = (z * K_z).sum(dim=0) + z_b.square()
     kept = (at.z * K_z).sum(dim=0) + at.z_b * z_b
-    beta = ((norm - kept) / at.norm).clamp(min=0.0)  # Polak-Ribière
+    # Polak-Ribière between 0 and Fletcher-Reeves: above, where error sets change, it can zigzag for a thousand steps.
+    beta = (torch.minimum(norm - kept, norm) / at.norm).clamp(min=0.0)
     return PCGState(
         alpha=alpha, b=b, d=beta * at.d - z, d_b=beta * at.d_b - z_b, z=z, z_b=z_b, K_alpha=K_alpha,
         K_d=beta * at.K_d - K_z, rough=rough, norm=norm, first_norm=at.first_norm,

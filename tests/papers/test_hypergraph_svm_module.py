@@ -314,6 +314,43 @@ def test_multi_label_scores_are_those_of_scikit_learn():
     assert logged["floor/ranking_loss"] == pytest.approx(label_ranking_loss(label, frequency), abs=0.05)
 
 
+def test_two_processes_count_the_rows_of_both_for_the_areas():
+    """A label with one kind of rows in one process and the other kind in the other is a label like any."""
+    generator = np.random.default_rng(0)
+    scores, label = generator.normal(size=(40, 3)), (generator.uniform(size=(40, 3)) < 0.4).astype(np.int64)
+    label[:20, 2], label[20:, 2] = 0, 1
+    (first, logged), (second, _) = (judged_rows(scores[part], label[part]) for part in (slice(20), slice(20, 40)))
+    for name in ("hard", "ranked", "floor_of_hard", "floor_of_ranked"):
+        for metric, other in zip(getattr(first, name).values(), getattr(second, name).values(), strict=True):
+            gather_with(metric, other)
+    first.on_test_epoch_end()
+    for name, said in (("auc", scores), ("auc_hard", scores >= 0)):
+        assert logged[f"test/{name}"] == pytest.approx(
+            np.mean([roc_auc_score(label[:, c], said[:, c]) for c in range(3)])
+        )
+    assert logged["test/ranking_loss"] == pytest.approx(label_ranking_loss(label, scores))
+
+
+def judged_rows(scores, label):
+    """A module that has seen these rows in a test, and the dictionary that its numbers are logged to."""
+    module, logged = make_module(label.shape[1]), {}
+    module.task_place.fill_(2)
+    module.share = torch.full((label.shape[1],), 0.4, dtype=torch.float64)
+    module.log = lambda name, value, **_: logged.update({name: float(value)})
+    module.forward = lambda features: features
+    module.on_test_start()
+    module.test_step({"features": torch.tensor(scores), "label": torch.tensor(label)}, 0)
+    return module, logged
+
+
+def gather_with(metric, other):
+    """What gathering over two processes gives: each state of this metric beside the other's."""
+    states = [getattr(other, name) for name in other._reductions]
+    theirs = iter([state[0] if isinstance(state, list) else state for state in states])
+    metric.distributed_available_fn = lambda: True
+    metric.dist_sync_fn = lambda mine, group: [mine, next(theirs)]
+
+
 def test_accuracy_counts_rows_and_not_classes():
     """The library's default is the mean over classes."""
     module, logged = make_module(3), {}

@@ -191,6 +191,27 @@ def test_the_line_search_finds_the_minimum_that_scipy_finds(seed):
     assert s > 0 and phi(s) <= found.fun + 1e-9 and s == pytest.approx(found.x, rel=1e-4, abs=1e-5)
 
 
+def test_the_error_sets_do_not_make_it_zigzag():
+    """With Polak-Ribière unbounded these clouds take 1,366 iterations, most of them at a gradient of 1e-2."""
+    _, iterations = by_pcg(overlapping_clouds(2000))
+    assert iterations <= 200
+
+
+def overlapping_clouds(m):
+    """Two classes of three clouds each in 20 columns, half of the rows labelled."""
+    generator, centres = np.random.default_rng(2), 1.2 * np.random.default_rng(0).normal(size=(6, 20))
+    cloud = generator.integers(6, size=m)
+    x = centres[cloud] + 1.5 * generator.normal(size=(m, 20))
+    known = torch.tensor(np.random.default_rng(3).uniform(size=m) < 0.5)[:, None]
+    X, one = torch.tensor(x), torch.ones(1, dtype=torch.float64)
+    laplacian = 0.5 * (graph_laplacian(x, 6, "normalized") + hypergraph_laplacian(x, 6, "mean"))
+    return PrimalProblem(
+        K=kernel_matrix(X, X, "rbf", 1 / 20), manifold=[(as_tensor(laplacian, CPU), one)],
+        y=torch.tensor(2.0 * (cloud % 2) - 1)[:, None] * known, labelled=known, delta_a=0.1 * one,
+        delta_i=1e-3 * one, bias_in_manifold=True,
+    )  # fmt: skip
+
+
 def test_columns_are_problems_of_their_own():
     """Batched, each column goes the way that it goes alone, also after others have ended."""
     problem = make_problem(columns=4)
@@ -237,7 +258,7 @@ def test_a_column_without_one_of_its_signs_is_constant():
 
 
 def test_single_precision_would_not_do():
-    """The reason why all is float64: in single precision the iterations stop far from where they say they are."""
+    """The reason why all is float64: in single precision the iterations say 1e-6 more than ten times too far away."""
     problem = make_problem(m=150, delta_a=1e-3, delta_i=1e-3)
     single = replace(
         problem, K=problem.K.float(), y=problem.y.float(), delta_a=problem.delta_a.float(),
@@ -250,7 +271,7 @@ def test_single_precision_would_not_do():
         alpha, b = state.alpha.double(), state.b.double()
         share = gradient_norm(problem, alpha, b) / gradient_norm(problem, 0 * alpha, 0 * b)
         true[name] = float(share.sqrt())
-    assert true["double"] <= 1.01e-6 and true["single"] > 5e-5
+    assert true["double"] <= 1.01e-6 and true["single"] > 1e-5
 
 
 def test_the_state_after_each_iteration_is_consistent():
