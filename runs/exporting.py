@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from runs.atomic_files import write_atomically
 from runs.checkpoints import read_checkpoint
 from runs.errors import InputError
 from runs.run_log import say
@@ -36,7 +37,9 @@ def export_checkpoint(module: pl.LightningModule, checkpoint_path: Path, path: P
 
 
 def export_onnx(module: object, path: Path) -> None:
-    """Writes ``path``, for batches of any size, and compares it with torch on one sample and on two.
+    """Writes ``path``, for batches of any size, once its answers are those of torch on one sample and on two.
+
+    Until then an older file of that name stays as it was.
 
     Raises:
         InputError: the module has nothing to export, the packages are missing, or the file answers otherwise.
@@ -44,14 +47,13 @@ def export_onnx(module: object, path: Path) -> None:
     if not isinstance(module, ExportsModel):
         raise InputError(f"mode=export: {type(module).__name__} cannot be exported: take mode=test or mode=predict")
     try:
-        import onnx
+        import onnx  # noqa: F401 - torch.onnx needs it
         import onnxruntime
         import onnxscript  # noqa: F401 - torch.onnx needs it
     except ImportError as error:
         raise InputError(f"mode=export needs the package {error.name}: pip install 'reprise[export]'") from error
     network, inputs, input_names, output_names, notes = module.export_model()
     network = network.cpu().eval()
-    path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         program = torch.onnx.export(
             network,
@@ -65,15 +67,15 @@ def export_onnx(module: object, path: Path) -> None:
     model = program.model_proto
     for key, value in notes.items():
         model.metadata_props.add(key=key, value=value)
-    onnx.save(model, str(path))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     largest = float(np.max([_difference(session, network, tuple(part[:count] for part in inputs)) for count in (1, 2)]))
     if not largest <= TOLERANCE:
-        path.unlink()
         raise InputError(
             f"the exported network answers otherwise than torch (difference {largest:.1e}, allowed {TOLERANCE:.0e}): "
             "nothing was written"
         )
+    write_atomically(path, lambda stream: stream.write(content))
     say(f"{path}: {', '.join(input_names)} in, {', '.join(output_names)} out; differs from torch by {largest:.1e}")
 
 

@@ -1,7 +1,7 @@
 """The frozen feature extractor (3.1): two stages of an ImageNet network, upscaled, joined, averaged over 3 x 3."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import timm
@@ -78,10 +78,13 @@ class FrozenFeatureExtractor(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to features (B, C, h, w); h = H / 4 with layers 2, 3 and upscale 2."""
         maps = self.body(image)
-        size = [self.upscale * side for side in maps[0].shape[-2:]]
         # align_corners: official code.
-        maps = [F.interpolate(one, size, mode="bilinear", align_corners=True) for one in maps]
+        maps = [F.interpolate(one, self.joined_size(maps), mode="bilinear", align_corners=True) for one in maps]
         return F.avg_pool2d(torch.cat(maps, dim=1), kernel_size=3, stride=1, padding=1)
+
+    def joined_size(self, maps: Sequence[Tensor]) -> list[int]:
+        """Height and width of the joined map."""
+        return [self.upscale * side for side in maps[0].shape[-2:]]
 
     # ---- weights ---------------------------------------------------------------------------------
 

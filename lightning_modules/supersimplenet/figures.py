@@ -13,7 +13,7 @@ from torch import Tensor
 from components.figures import image_rows
 
 OPACITY = 0.5  # of a heat map over its photograph
-SPREAD = 0.25  # of the colours around the threshold, in raw map values; decision: half of the loss's margin
+SPREAD = 0.25  # of the colours around the threshold, in raw map values: half of the loss's margin
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Before training, `callbacks.frozen_features` gets the backbone ready. SimpleNet is this module with other switches.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from components.metrics.floors import beside_floors
 from components.pixels import PixelNormalisation
 from lightning_modules.supersimplenet.anomalies import AnomalyGenerator
 from lightning_modules.supersimplenet.figures import Shown, anomaly_rows, heat_map, score_histogram
+from lightning_modules.supersimplenet.inference import FoldedSuperSimpleNet
 from lightning_modules.supersimplenet.losses import DefectLoss
 from lightning_modules.supersimplenet.network import AnomalyMapSmoother, Detector, SuperSimpleNet
 from runs.errors import InputError
@@ -110,14 +112,17 @@ class SuperSimpleNetModule(pl.LightningModule):
         self.milestones, self.decay = milestones, decay
         self.normalise = PixelNormalisation(image_mean, image_std)
         self.smoother = AnomalyMapSmoother(smoothing_sigma)
-        # Above these a score, a map's value counts as a defect; 0, the middle of the margins, until calibrated.
-        self.register_buffer("thresholds", torch.zeros(2))
+        # Above these a score, a map's value counts as a defect; NaN until calibrated, see `decision_thresholds`.
+        self.register_buffer("thresholds", torch.full((2,), torch.nan))
         self.register_buffer("image_size", torch.zeros(2, dtype=torch.int64))
 
         self.val_images, self.val_maps = ImageAnomalyScores(), AnomalyMapScores()
         self.test_scores, self.test_highest = ImageAnomalyScores(), ImageAnomalyScores()
         self.test_maps = AnomalyMapScores()
         self.shown: list[Shown] = []
+        # During an evaluation, inference made from the weights at its start; a bound method, so that it is no part of
+        # this module's own weights.
+        self.judge: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     # ---- before training -------------------------------------------------------------------------
 
@@ -213,11 +218,43 @@ class SuperSimpleNetModule(pl.LightningModule):
         In single precision whatever the trainer's is: values that are equal in 16 bits could not be ranked.
         """
         with torch.autocast(image.device.type, enabled=False):
-            return self.detector()(image)
+            return (self.judge or self.detector())(image)
 
     def detector(self) -> Detector:
-        """Inference as one network."""
-        return Detector(self.normalise, self.network, self.smoother, self.score == "map_max")
+        """Inference as one network, with the weights of this moment."""
+        map_max_score = self.score == "map_max"
+        return Detector(self.normalise, FoldedSuperSimpleNet(self.network), self.smoother, map_max_score)
+
+    def prepare_to_judge(self) -> None:
+        """Folds the weights once for an evaluation, in which they do not change."""
+        self.judge = self.detector().__call__
+
+    def stop_judging(self) -> None:
+        """What was folded is dropped with the evaluation: it can never be older than the weights."""
+        self.judge = None
+
+    on_validation_start = on_test_start = prepare_to_judge
+    on_validation_end = on_test_end = on_predict_end = stop_judging
+
+    def on_predict_start(self) -> None:
+        self.prepare_to_judge()
+        self.warn_if_uncalibrated()
+
+    def decision_thresholds(self) -> tuple[float, float]:
+        """Of score and map; 0, the middle of the margins, where nothing has calibrated them."""
+        score, map_ = self.thresholds.nan_to_num(0.0).tolist()
+        return score, map_
+
+    def warn_if_uncalibrated(self) -> None:
+        """Says whose decisions rest on no calibration."""
+        parts = zip(("image score", "anomaly map"), self.thresholds.isnan().tolist(), strict=True)
+        if names := [name for name, missing in parts if missing]:
+            warnings.warn(
+                f"no threshold of {' and '.join(names)} was calibrated in training, so above 0 counts as a defect: "
+                "train with data.reader.val_split=0.2, which keeps back images of both kinds to calibrate by (for the "
+                "map with masks; MVTec AD and VisA have no defective training images to keep back)",
+                stacklevel=2,
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Looks at held-out training images, by which the thresholds are set."""
@@ -263,7 +300,7 @@ class SuperSimpleNetModule(pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Score, decision, map, mask and heat map of each picture, at its own size."""
         maps, scores = self(batch["image"])
-        score_threshold, map_threshold = self.thresholds.tolist()
+        score_threshold, map_threshold = self.decision_thresholds()
         rows = []
         for place, name in enumerate(batch["name"]):
             photograph = batch["whole"][place]
@@ -292,8 +329,10 @@ class SuperSimpleNetModule(pl.LightningModule):
             raise InputError("the checkpoint was written before training began: there is nothing to export")
         height, width = self.image_size.tolist()
         example = torch.arange(2 * 3 * height * width).view(2, 3, height, width).remainder(251).to(torch.uint8)
-        score_threshold, map_threshold = self.thresholds.tolist()
-        notes = {"score_threshold": str(score_threshold), "map_threshold": str(map_threshold)}
+        score_threshold, map_threshold = self.decision_thresholds()
+        self.warn_if_uncalibrated()
+        calibrated = "no" if bool(self.thresholds.isnan().any()) else "yes"
+        notes = {"score_threshold": str(score_threshold), "map_threshold": str(map_threshold), "calibrated": calibrated}
         return self.detector(), (example,), ["image"], ["anomaly_map", "score"], notes
 
     # ---- checkpoints -----------------------------------------------------------------------------
@@ -348,9 +387,10 @@ class SuperSimpleNetModule(pl.LightningModule):
         if stage != "test":
             return {}
         scores, labels = (values.cpu() for values in self.test_scores.gathered())
+        score_threshold, map_threshold = self.decision_thresholds()
         return {
-            "anomaly_maps": anomaly_rows(self.shown, float(self.thresholds[1])),
-            "scores": score_histogram(scores, labels, float(self.thresholds[0])),
+            "anomaly_maps": anomaly_rows(self.shown, map_threshold),
+            "scores": score_histogram(scores, labels, score_threshold),
         }
 
 

@@ -89,7 +89,10 @@ class ClassificationHead(nn.Module):
 
     def forward(self, features: Tensor, map_: Tensor) -> Tensor:
         """(B, C, h, w) and (B, 1, h, w) to a logit for each image, (B,)."""
-        seen = self.block(torch.cat([features, map_], dim=1))
+        return self.pool(self.block(torch.cat([features, map_], dim=1)), map_)
+
+    def pool(self, seen: Tensor, map_: Tensor) -> Tensor:
+        """What the block has seen, (B, width, h, w), and the map to a logit for each image, (B,)."""
         pooled = [seen.amax(dim=(2, 3)), seen.mean(dim=(2, 3)), map_.amax(dim=(2, 3)), map_.mean(dim=(2, 3))]
         return self.linear(torch.cat(pooled, dim=1)).flatten()  # squeeze() would lose a batch of one
 
@@ -122,17 +125,17 @@ class Detector(nn.Module):
 
     Args:
         normalise: uint8 pixels to what the network takes.
-        network: the trained one.
+        network: a trained `SuperSimpleNet`, or what answers as it.
         smoother: of its map.
         map_max_score: whether the score is the highest value of the map.
     """
 
     def __init__(
-        self, normalise: nn.Module, network: SuperSimpleNet, smoother: AnomalyMapSmoother, map_max_score: bool
+        self, normalise: nn.Module, network: nn.Module, smoother: AnomalyMapSmoother, map_max_score: bool
     ) -> None:
         super().__init__()
         self.normalise, self.network, self.smoother = normalise, network, smoother
-        self.map_max_score = map_max_score or network.classification_head is None
+        self.map_max_score = map_max_score
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 RGB images (B, 3, H, W) to anomaly maps (B, H, W) and scores (B,), both raw."""

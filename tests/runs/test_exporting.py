@@ -1,5 +1,7 @@
 """Exported networks: one file that onnxruntime runs, for any batch, with the numbers of torch."""
 
+import errno
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -50,9 +52,33 @@ def test_a_file_that_answers_otherwise_is_not_left_behind(tmp_path, monkeypatch)
     import runs.exporting
 
     monkeypatch.setattr(runs.exporting, "TOLERANCE", -1.0)
+    path = tmp_path / "model.onnx"
     with pytest.raises(InputError, match="answers otherwise than torch"):
-        export_onnx(Exporting(Halved()), tmp_path / "model.onnx")
+        export_onnx(Exporting(Halved()), path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_older_file_stays_whole_until_a_new_one_has_been_checked_and_written(tmp_path, monkeypatch):
+    import runs.exporting
+
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"older")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.exporting, "TOLERANCE", -1.0)
+        with pytest.raises(InputError, match="answers otherwise than torch"):
+            export_onnx(Exporting(Halved()), path)
+    assert path.read_bytes() == b"older"
+    with monkeypatch.context() as patch:
+        patch.setattr("runs.atomic_files.flush_to_disk", _full_disk)
+        with pytest.raises(InputError, match="the disk is full"):
+            export_onnx(Exporting(Halved()), path)
+    assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
+    export_onnx(Exporting(Halved()), path)
+    assert path.read_bytes() != b"older" and list(tmp_path.iterdir()) == [path]
+
+
+def _full_disk(stream):
+    raise OSError(errno.ENOSPC, "no space left")
 
 
 def test_an_answer_that_is_no_number_is_no_small_difference(tmp_path):
