@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+_AS_NEAR = 0.1  # of a likeness of 0 to 1: names of one paper begin alike, and would all be near
+
 
 class InputError(ValueError):
     """The user's input is wrong: a path, a file, a config value, a command.
@@ -24,5 +26,7 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     names = sorted(set(known))
     near = difflib.get_close_matches(word, names, n=count, cutoff=0.5)
     if near:
+        likeness = [difflib.SequenceMatcher(a=word, b=name).ratio() for name in near]
+        near = [name for name, ratio in zip(near, likeness, strict=True) if ratio >= likeness[0] - _AS_NEAR]
         return f"did you mean {' or '.join(near)}?"
     return f"known are: {first_few(names, limit=20)}" if names else "none are known here"

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: write a checkpoint at the next exact place, stop, and say how to go on."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+STDERR = 2  # its file descriptor
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -82,6 +84,8 @@ class StopOnSignal(pl.Callback):
         self._received = signum
         if again or self._nothing_to_lose:
             self._stop()
+        # Not by print: the signal may have come while something else was being printed.
+        os.write(STDERR, b"\nstopping after the step at work; once more stops at once, and loses the step\n")
 
     def _stop(self) -> None:
         signum = self._received or signal.SIGTERM

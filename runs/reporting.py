@@ -281,7 +281,8 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     # A file or pipe has no width of its own; 80 columns would fold every word.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    # Not as markup: [a,b] is a list that was chosen.
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
 
 
 def _print_markdown(columns: list[str], rows: list[list[str]]) -> None:

@@ -155,7 +155,7 @@ def print_result(result: Mapping[str, Any]) -> None:
     for name, value in result["metrics"].items():
         floor = result["floors"].get(name.partition("/")[2])
         table.add_row(name, format_number(value), format_number(floor), format_number(paper_metrics.get(name)))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     if paper.get("title"):
         console.print(

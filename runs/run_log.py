@@ -23,6 +23,8 @@ def log_to(folder: Path) -> None:
     for name in _LIBRARIES:  # they bring their own handlers, for the terminal
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    for name in (log.name, "py.warnings", *_LIBRARIES):  # Hydra switches them off before each further job of a sweep
+        logging.getLogger(name).disabled = False
     logging.captureWarnings(True)
     warnings.formatwarning = _plainly
     if global_rank() != 0:

@@ -84,6 +84,7 @@ def test_a_signal_saves_in_mid_epoch_says_how_to_go_on_and_changes_nothing(unbro
     process.send_signal(signum)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signum
+    assert "stopping after the step at work; once more stops at once" in output
     assert f"to go on: python train.py ckpt_path={run_dir}" in output
     checkpoint = torch.load(run_dir / "first" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] % 11 != 0  # inside an epoch
@@ -110,6 +111,7 @@ def test_a_sweep_over_two_processes_gives_each_job_its_own_folder_once(tmp_path)
     code, output = run_door("train.py", "-m", *words)
     assert code == 0, output
     assert sorted(path.parent.name for path in tmp_path.rglob("run.yaml")) == ["0", "1"]
+    assert f"python report.py {tmp_path}/sweep" in output
     results = [result(tmp_path / "sweep" / job) for job in ("0", "1")]
     assert [r["seed"] for r in results] == [1, 2]
     assert all(r["processes"] == 2 and r["sweep"] == "sweep" for r in results)

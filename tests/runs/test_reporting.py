@@ -178,3 +178,9 @@ def test_a_mean_over_what_no_run_was_given_or_no_seed_has_whole_is_refused(tmp_p
         (place / "result.json").unlink()
     with pytest.raises(InputError, match=r"seed 1 is left out: no run with data\.category=a data\.fold=0"):
         main([str(tmp_path), "--mean-over", "data.category"])
+
+
+def test_a_list_that_was_chosen_stands_in_the_printed_table(tmp_path, capsys):
+    write(tmp_path / "a", 1, 50.0, ["data.reader.labels=[sport,politics]"])
+    main([str(tmp_path), "--metric", "test/top1"])
+    assert "data.reader.labels=[sport,politics]" in capsys.readouterr().out.replace("\n", "")
