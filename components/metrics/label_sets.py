@@ -131,7 +131,7 @@ class HardAUC(Metric):
 class LabelSetScores(nn.Module):
     """The scores of multi-label papers, all 0..1, each beside what one constant answer has on the same rows.
 
-    Names: ``exact_match``, ``hamming_distance`` (lower is better), ``macro_f1``, ``micro_f1`` (0 for a
+    Names: ``exact_match``, ``hamming_loss`` (lower is better), ``macro_f1``, ``micro_f1`` (0 for a
     label that is neither true nor predicted), ``average_precision``; floors ``floor_<name>``.
 
     Args:
@@ -147,7 +147,7 @@ class LabelSetScores(nn.Module):
             return nn.ModuleDict(
                 {
                     "exact_match": MultilabelExactMatch(**settings),
-                    "hamming_distance": MultilabelHammingDistance(average="micro", **settings),
+                    "hamming_loss": MultilabelHammingDistance(average="micro", **settings),
                     "macro_f1": MultilabelF1Score(average="macro", **settings),
                     "micro_f1": MultilabelF1Score(average="micro", **settings),
                     "average_precision": LabelRankingAveragePrecision(ties),

@@ -89,7 +89,7 @@ def test_the_five_scores_are_scikit_learns_in_one_batch_or_many_beside_those_of_
     for prefix, said in (("", predicted.numpy()), ("floor_", constant.expand(60, 7).numpy())):
         y = label.numpy()
         assert values[f"{prefix}exact_match"] == pytest.approx(accuracy_score(y, said), abs=1e-6)
-        assert values[f"{prefix}hamming_distance"] == pytest.approx(hamming_loss(y, said), abs=1e-6)
+        assert values[f"{prefix}hamming_loss"] == pytest.approx(hamming_loss(y, said), abs=1e-6)
         for average in ("micro", "macro"):  # of a label that is nowhere: 0
             theirs = f1_score(y, said, average=average, zero_division=0)
             assert values[f"{prefix}{average}_f1"] == pytest.approx(theirs, abs=1e-6)
