@@ -16,6 +16,7 @@ import torch
 from hydra.utils import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_modules.supersimplenet.inference import FoldedSuperSimpleNet
 from lightning_modules.supersimplenet.network import Detector
 from runs.composition import compose_config, to_plain
 
@@ -38,7 +39,7 @@ def main() -> None:
     torch.manual_seed(0)
     config = compose_config(["experiment=supersimplenet_mvtec", "data.root=unused", "paths.run_dir=unused"])
     module = instantiate(to_plain(config)["model"], _convert_="all").eval()
-    whole = module.detector().eval()
+    whole = module.detector(FoldedSuperSimpleNet(module.network)).eval()
     plain = Detector(module.normalise, module.network, module.smoother, map_max_score=False).eval()
     backbone = timm.create_model(module.network.extractor.backbone.partition(".")[0]).eval()
     part = module.network.extractor.body

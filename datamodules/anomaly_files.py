@@ -452,6 +452,11 @@ class FolderReader(_UnpackedByTheUser):
                 inside = path.relative_to(folder)
                 mask = self._mask(root, inside) if defective else None
                 images.append(AnomalyImage(f"{folder.name}/{inside.as_posix()}", path, defective, mask))
+        if self.mask_dir is None and self.abnormal_dir is not None and (root / "masks").is_dir():
+            warnings.warn(
+                f"{root / 'masks'} is there and not used: set data.reader.mask_dir=masks to score and to learn by it",
+                stacklevel=2,
+            )
         return own_splits(images, self.test_split, self.val_split, self.split_seed, regime)
 
     def _mask(self, root: Path, inside: Path) -> Path | None:

@@ -3,8 +3,12 @@
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from runs.errors import InputError, first_few
+
+Separator = Literal["comma", "semicolon", "tab"]
+MARKS: dict[Separator, str] = {"comma": ",", "semicolon": ";", "tab": "\t"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,17 @@ class CSVRows:
         return self.columns.index(column)
 
 
-def read_csv_rows(path: Path) -> CSVRows:
-    """Reads a comma separated file in UTF-8; empty lines are skipped.
+def read_csv_rows(path: Path, separator: Separator = "comma", key: str | None = None) -> CSVRows:
+    """Reads a CSV file in UTF-8; empty lines are skipped.
+
+    Args:
+        path: the file.
+        separator: what stands between two cells.
+        key: config key that chooses the separator, for the message; None where none does.
 
     Raises:
-        InputError: it is missing, not UTF-8 or empty, names a column twice or not at all, its first line
-            holds numbers alone, or a row has another number of cells.
+        InputError: it is missing, not UTF-8 or empty, has another separator, names a column twice or not at all,
+            its first line holds numbers alone, or a row has another number of cells.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
@@ -51,8 +60,9 @@ def read_csv_rows(path: Path) -> CSVRows:
     try:
         # Spreadsheets put a mark before UTF-8 that is no part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, delimiter=MARKS[separator])
             columns = [name.strip() for name in next(reader, [])]
+            _check_separator(path, columns, separator, key)
             for row in reader:
                 if not any(cell.strip() for cell in row):
                     continue
@@ -75,6 +85,16 @@ def read_csv_rows(path: Path) -> CSVRows:
     if doubled:
         raise InputError(f"{path} names the columns {first_few(doubled)} more than once: give each a name of its own")
     return CSVRows(path, columns, cells, lines)
+
+
+def _check_separator(path: Path, columns: list[str], separator: Separator, key: str | None) -> None:
+    """One column in whose name another separator stands is a line that was not divided."""
+    if len(columns) != 1:
+        return
+    for name, mark in MARKS.items():
+        if mark in columns[0]:
+            way_out = f"set {key}={name}" if key else f"save it with {separator}s"
+            raise InputError(f"{path} seems to be separated by {name}s and not by {separator}s: {way_out}")
 
 
 def is_number(word: str) -> bool:

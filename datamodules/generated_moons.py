@@ -48,7 +48,10 @@ class GeneratedMoons:
 
     def read(self, root: Path) -> Table:
         """Reads it back."""
-        return CSVReader(label="moon", labels=[], target=None, identifier=None, left_out=[]).read(root / TABLE)
+        reader = CSVReader(
+            "moon", labels=[], target=None, identifier=None, left_out=[], separator="comma", missing_label="refuse"
+        )
+        return reader.read(root / TABLE)
 
     def _files(self, folder: Path) -> None:
         points, moons = make_moons(self.n, noise=self.noise, random_state=self.seed)

@@ -55,7 +55,10 @@ class GeneratedOutliers:
 
     def read(self, root: Path) -> Table:
         """Reads it back; the outliers are the class ``noise``."""
-        return CSVReader(label="kind", labels=[], target=None, identifier=None, left_out=[]).read(root / TABLE)
+        reader = CSVReader(
+            "kind", labels=[], target=None, identifier=None, left_out=[], separator="comma", missing_label="refuse"
+        )
+        return reader.read(root / TABLE)
 
     def draw(self) -> dict[str, Points]:
         """Points (n, 2) of each class, the outliers last."""

@@ -2,15 +2,15 @@
 
 import csv
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from datamodules.csv_rows import CSVRows, is_number, read_csv_rows
+from datamodules.csv_rows import CSVRows, Separator, is_number, read_csv_rows
 from datamodules.generated_folder import write_generated
-from datamodules.table_files import CSVReader, Table, column, finite_numbers, numbers
+from datamodules.table_files import SEPARATOR_KEY, CSVReader, Table, column, finite_numbers, numbers
 from datamodules.table_splits import Folds, Holdout, OfficialParts, Rows
 from runs.errors import InputError, did_you_mean, first_few
 
@@ -70,22 +70,33 @@ class TESTReader:
 
 
 class DescriptorReader:
-    """A CSV of one's own: a column that names the chemicals, one of targets, descriptors whose cells may hold text.
+    """A CSV of one's own: a column of targets, one that names the rows, descriptors whose cells may hold text.
 
     Mordred writes the words of an error where it cannot compute a descriptor; `data.invalid` says what
     becomes of such rows.
 
     Args:
-        target: column of -log10(LC50, mol/L).
-        identifier: column of CAS numbers or SMILES.
+        target: column of the number that is to be predicted.
+        minus_log10_lc50: whether that number is -log10(LC50, mol/L), so that predictions have the LC50 too.
+        identifier: column that names the rows, such as CAS numbers or SMILES; None without.
         descriptors: text file with a descriptor's name on each line; None: all other columns are descriptors.
         left_out: columns that are none.
+        separator: what stands between two cells.
     """
 
     instructions = "it must be a CSV file whose first line names the columns, with a chemical on each further line"
 
-    def __init__(self, target: str, identifier: str, descriptors: str | None, left_out: list[str]) -> None:
-        self.target, self.identifier, self.left_out = target, identifier, left_out
+    def __init__(
+        self,
+        target: str,
+        minus_log10_lc50: bool,
+        identifier: str | None,
+        descriptors: str | None,
+        left_out: list[str],
+        separator: Separator,
+    ) -> None:
+        self.target, self.identifier, self.left_out, self.separator = target, identifier, left_out, separator
+        self.target_name = TARGET if minus_log10_lc50 else target
         self.descriptors = None if descriptors is None else Path(descriptors).expanduser()
 
     def read(self, root: Path) -> Table:
@@ -97,7 +108,7 @@ class DescriptorReader:
         """
         left_out = list(self.left_out)
         if self.descriptors is not None:
-            wanted, there = self._named(), read_csv_rows(root).columns
+            wanted, there = self._named(), read_csv_rows(root, self.separator, SEPARATOR_KEY).columns
             absent = [name for name in wanted if name not in there]
             if absent:
                 raise InputError(
@@ -106,10 +117,12 @@ class DescriptorReader:
                 )
             keep = {*wanted, self.target, self.identifier}
             left_out = [name for name in there if name not in keep]
-        table = CSVReader(None, [], self.target, self.identifier, left_out).read(root)
-        assert table.identifiers is not None
-        check_once(table.identifiers, self.identifier, str(root))
-        return table
+        table = CSVReader(
+            None, [], self.target, self.identifier, left_out, self.separator, missing_label="refuse"
+        ).read(root)
+        if table.identifiers is not None:
+            check_once(table.identifiers, str(self.identifier), str(root))
+        return replace(table, target_name=self.target_name)
 
     def _named(self) -> list[str]:
         assert self.descriptors is not None

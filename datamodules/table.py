@@ -1,6 +1,7 @@
 """Tables as batches: a split, columns scaled by what the training rows show, the training rows as one batch."""
 
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.table_files import Table, TableReader, WritesFiles, read_features
+from datamodules.table_files import SEPARATOR_KEY, CSVReader, Table, TableReader, WritesFiles, read_features
 from datamodules.table_splits import Rows, Split
 from runs.errors import InputError, first_few
 
@@ -148,7 +149,8 @@ class TableDataModule(pl.LightningDataModule):
         clip: whether judged rows are kept inside what training rows span; for ``minmax``.
         drop_constant: whether columns that do not vary over the training rows are left out.
         invalid: rows with an unknown value or text among the features: ``refuse`` them by a message, ``drop``
-            them, or ``impute`` the column's median of the training rows.
+            them, or ``impute`` the column's median of the training rows. A column without any number is refused,
+            unless ``drop_constant`` leaves it out. In prediction ``drop`` refuses too: each row gets an answer.
         batch_size: judged rows of a batch, each process.
         predict_root: CSV file to predict for.
         identifier: column of that file which names its rows, if it has it.
@@ -157,6 +159,8 @@ class TableDataModule(pl.LightningDataModule):
     Raises:
         InputError: see `setup`.
     """
+
+    uses_unlabelled = False  # whether rows without a class are of use
 
     def __init__(
         self,
@@ -189,7 +193,7 @@ class TableDataModule(pl.LightningDataModule):
 
         Raises:
             InputError: there is nothing at `root` or `predict_root`, a file is broken, a row has unknown
-                values or text that ``invalid`` does not allow, or no row is left.
+                values or text that ``invalid`` does not allow, a row has no class, or no row is left.
         """
         if stage == "predict":
             if self.predict_root is None:
@@ -201,9 +205,40 @@ class TableDataModule(pl.LightningDataModule):
             self.reader.write(self.root)
         if not self.root.exists():
             raise InputError(f"data.root={self.root} does not exist: {self.reader.instructions}")
-        self.table = self.without_invalid(self.reader.read(self.root))
+        table = self.reader.read(self.root)
+        if not (table.labelled.all() or self.uses_unlabelled):
+            raise InputError(
+                f"{table.files}: {int((~table.labelled).sum())} of {len(table)} rows have no class, and this method "
+                "has no use for them (data.reader.missing_label=keep): complete them, or leave them out of the file"
+            )
+        if self.invalid == "refuse" or not self.drop_constant:
+            self._check_numbers(table)
+        self.table = self.without_invalid(table, training=True)
 
-    def without_invalid(self, table: Table) -> Table:
+    def _check_numbers(self, table: Table) -> None:
+        """Refuses columns without any number: there is no median of them, and each of their rows would be dropped."""
+        if sparse.issparse(table.features):
+            return
+        empty = [table.columns[place] for place in np.flatnonzero(np.isnan(table.features).all(axis=0))]
+        if not empty:
+            return
+        found = [f"{name} ('{table.text[name]}')" if name in table.text else f"{name} (no value)" for name in empty]
+        problem = f"{table.files} has no number in any of the {len(table)} rows of {first_few(found)}"
+        if any(re.fullmatch(r"[+-]?\d+,\d+", table.text.get(name, "")) for name in empty):
+            raise InputError(f"{problem}: write decimals with a point, as in 1.5")
+        ways = []
+        if isinstance(self.reader, CSVReader) and self.identifier is None and table.all_different:
+            ways.append(f"data.identifier={table.all_different[0]} (its values are all different)")
+            empty.remove(table.all_different[0])
+        if empty and hasattr(self.reader, "left_out"):
+            ways.append(f"data.reader.left_out=[{','.join([*self.reader.left_out, *empty])}]")
+            if isinstance(self.reader, CSVReader) and not self.reader.names_what_is_told and len(empty) == 1:
+                ways[-1] += f" (or data.reader.label={empty[0]}, if it holds the classes)"
+        raise InputError(
+            f"{problem}: " + (f"set {' and '.join(ways)}" if ways else "leave what is no feature out of the file")
+        )
+
+    def without_invalid(self, table: Table, training: bool) -> Table:
         """What ``invalid`` makes of rows with unknown values or text among their features."""
         if sparse.issparse(table.features):
             return table
@@ -221,11 +256,11 @@ class TableDataModule(pl.LightningDataModule):
                 stacklevel=2,
             )
             return table
-        if self.invalid == "refuse":
+        if self.invalid == "refuse" or not training:  # each row to predict for gets an answer
             raise InputError(
                 f"{table.files}: {len(rows)} of {len(table)} rows have an unknown value or text where a number belongs "
                 f"(row {first_few((rows + 1).tolist())}, counted from 1; most in {', '.join(worst)}): complete them, "
-                "or set data.invalid=drop or data.invalid=impute"
+                f"or set {'data.invalid=drop or ' if training else ''}data.invalid=impute"
             )
         if len(rows) == len(table):
             raise InputError(
@@ -255,6 +290,16 @@ class TableDataModule(pl.LightningDataModule):
         kept = self.learnt["kept"].tolist()
         return [name for name, used in zip(self.learnt["columns"], kept, strict=True) if used]
 
+    @property
+    def axis_names(self) -> list[str]:
+        """The same for the axes of a picture."""
+        return self.columns if self.scale == "none" else [f"{name}, scaled" for name in self.columns]
+
+    @property
+    def trained_names(self) -> list[str] | None:
+        """Names of the training rows, ascending by row; None where they have none."""
+        return self.learnt.get("trained_names")  # older checkpoints do not have it
+
     # -- what training rows taught ------------------------------------------------------------------
 
     @property
@@ -272,6 +317,7 @@ class TableDataModule(pl.LightningDataModule):
                 "target_name": self.table.target_name,
                 "checksum": self._checksum(self.table),
                 "trained": torch.from_numpy(train),
+                "trained_names": [names[row] for row in train] if (names := self.table.identifiers) else None,
                 "trained_rows": torch.from_numpy(row_digests(self.table.features)[train]),
                 **{name: torch.as_tensor(getattr(scaling, name)) for name in ("kept", "median", "offset", "size")},
             }
@@ -319,8 +365,10 @@ class TableDataModule(pl.LightningDataModule):
                     f"{self.table.files}: {int(seen.sum())} of {len(seen)} rows were trained on and are left out",
                     stacklevel=2,
                 )
-            rows = np.arange(len(self.table))
-            return rows[:0], rows[~seen]
+            judged = np.flatnonzero(~seen & self.table.labelled)
+            if not len(judged):
+                raise InputError(f"{self.table.files}: no row that the checkpoint was not trained on has a class")
+            return judged[:0], judged
         train, test = self.split(self.table, self.seed, self.fold)
         if not np.array_equal(train, self.learnt["trained"].numpy()):
             raise InputError(
@@ -371,13 +419,10 @@ class TableDataModule(pl.LightningDataModule):
             InputError: see `read_features` and `without_invalid`.
         """
         assert self.predict_root is not None
-        table = read_features(self.predict_root, self.learnt["columns"], self.identifier)
-        if self.invalid == "drop" and np.isnan(table.features).any():
-            raise InputError(
-                f"{table.files} has unknown values or text among its features: complete them, or set "
-                "data.invalid=impute"
-            )
-        table = self.without_invalid(table)
+        # The file to predict for is divided as the training file was.
+        chosen = (separator, SEPARATOR_KEY) if (separator := getattr(self.reader, "separator", None)) else ()
+        table = read_features(self.predict_root, self.learnt["columns"], self.identifier, *chosen)
+        table = self.without_invalid(table, training=False)
         return self._in_batches(TableRows(table, np.arange(len(table)), self.scaling()))
 
     def _in_batches(self, data: TableRows) -> DataLoader:

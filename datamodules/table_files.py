@@ -1,16 +1,18 @@
 """Tables of numbers with what is to be told from them, and the reader of a user's own CSV file."""
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from datamodules.csv_rows import CSVRows, is_number, read_csv_rows
+from datamodules.csv_rows import CSVRows, Separator, is_number, read_csv_rows
 from runs.errors import InputError, did_you_mean, first_few
 
+_log = logging.getLogger("reprise")  # what is said there reaches the terminal
 MISSING = ("", "?", "na", "n/a", "nan", "null", "none")  # words for an unknown value, in small letters
 
 
@@ -22,13 +24,15 @@ class Table:
         features: (n, d) float64, raw, or a sparse array of them; NaN where a value is unknown or is text.
         columns: d names.
         files: where the rows come from, for messages.
-        label: classes, (n,) int64 from 0, or (n, L) of 0 and 1 where a row may have several; None without.
+        label: classes, (n,) int64 from 0, or (n, L) of 0 and 1 where a row may have several; -1 in rows whose
+            class is unknown; None without.
         class_names: position is the class.
         target: (n,) float64 to be regressed, in the unit of the file; None without.
         target_name: what it is, with its unit.
         parts: official part of each row, ``train`` or ``test``; None where the data set has none.
         identifiers: a word that names each row; None where there is none.
         text: samples of the text found in columns of numbers, by column.
+        all_different: columns of text without a number, no two words of which are equal: they may name the rows.
     """
 
     features: NDArray[np.float64] | sparse.csr_array
@@ -41,9 +45,17 @@ class Table:
     parts: NDArray[np.str_] | None = None
     identifiers: list[str] | None = None
     text: dict[str, str] = field(default_factory=dict)
+    all_different: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return self.features.shape[0]
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Rows whose class is known, (n,); all, where there are no classes."""
+        if self.label is None:
+            return np.ones(len(self), dtype=bool)
+        return self.label >= 0 if self.label.ndim == 1 else (self.label >= 0).all(axis=1)
 
     def take(self, rows: NDArray[np.int64]) -> "Table":
         """Some of the rows."""
@@ -72,6 +84,9 @@ class WritesFiles(Protocol):
         ...
 
 
+SEPARATOR_KEY = "data.reader.separator"
+
+
 class CSVReader:
     """A table of one's own: a CSV file with a line of column names; `data.root` is the file.
 
@@ -81,26 +96,39 @@ class CSVReader:
         target: column to be regressed, or None.
         identifier: column that names the rows, or None.
         left_out: columns that are none of these and no features.
+        separator: what stands between two cells.
+        missing_label: rows without a class: ``refuse`` them, or ``keep`` them with label -1, for methods that learn
+            from unlabelled rows too.
     """
 
     instructions = "it must be a CSV file whose first line names the columns"
 
     def __init__(
-        self, label: str | None, labels: list[str], target: str | None, identifier: str | None, left_out: list[str]
+        self,
+        label: str | None,
+        labels: list[str],
+        target: str | None,
+        identifier: str | None,
+        left_out: list[str],
+        separator: Separator,
+        missing_label: Literal["refuse", "keep"],
     ) -> None:
+        self.names_what_is_told = label is not None or bool(labels) or target is not None
         if sum((label is not None, bool(labels), target is not None)) > 1:
             raise InputError("data.reader: give one of label, labels and target, the column that is to be predicted")
         self.label, self.labels, self.target = label, labels, target
         self.identifier, self.left_out = identifier, left_out
+        self.separator: Separator = separator
+        self.keep_unlabelled = missing_label == "keep"
 
     def read(self, root: Path) -> Table:
-        """Reads the file.
+        """Reads the file, and says which columns are features: a class column that was forgotten is one of them.
 
         Raises:
             InputError: it is missing or broken, a named column is not there, no row or no feature is left,
                 or a class or target cell is empty or no number.
         """
-        rows = read_csv_rows(root)
+        rows = read_csv_rows(root, self.separator, SEPARATOR_KEY)
         apart = [name for name in (self.label, *self.labels, self.target, self.identifier, *self.left_out) if name]
         for name in apart:
             rows.place(name, "data.reader")
@@ -112,10 +140,12 @@ class CSVReader:
         features, text = numbers(rows, names)
         label, class_names = None, []
         if self.label is not None:
-            label, class_names = classes_of(column(rows, self.label), f"{root}, column {self.label}")
+            words = column(rows, self.label)
+            label, class_names = classes_of(words, f"{root}, column {self.label}", self.keep_unlabelled)
         if self.labels:
             label, class_names = self._several(rows), list(self.labels)
-        return Table(
+        no_number = [name for name in text if np.isnan(features[:, names.index(name)]).all()]
+        table = Table(
             features=features,
             columns=names,
             files=str(root),
@@ -125,31 +155,58 @@ class CSVReader:
             target_name=self.target or "",
             identifiers=None if self.identifier is None else column(rows, self.identifier),
             text=text,
+            all_different=[name for name in no_number if len(set(column(rows, name))) == len(rows.cells) > 1],
         )
+        _log.info(self._columns_in_words(table))
+        return table
 
     def _several(self, rows: CSVRows) -> NDArray[np.int64]:
-        table = np.stack([finite_numbers(rows, name) for name in self.labels], axis=1)
-        wrong = np.argwhere((table != 0) & (table != 1))
+        words = np.array([column(rows, name) for name in self.labels], dtype=object).T
+        values = np.array([[float(word) if is_number(word) else np.nan for word in row] for row in words])
+        without = np.array([all(word.lower() in MISSING for word in row) for row in words]) & self.keep_unlabelled
+        wrong = np.argwhere((values != 0) & (values != 1) & ~without[:, None])
         if len(wrong):
             row, place = wrong[0]
             raise InputError(
-                f"{rows.path}, line {rows.lines[row]}: {self.labels[place]} is {table[row, place]:g} instead of 0 or 1"
+                f"{rows.path}, line {rows.lines[row]}: {self.labels[place]} is '{words[row, place]}' instead of 0 or 1"
             )
-        return table.astype(np.int64)
+        if without.all():
+            raise InputError(f"{rows.path}: no row has a 0 or 1 in {first_few(self.labels)}: some labels must be known")
+        return np.where(without[:, None], -1, values).astype(np.int64)
+
+    def _columns_in_words(self, table: Table) -> str:
+        """One line: what each column is taken for."""
+        said = [f"features: {first_few(table.columns, 8)} ({len(table.columns)})"]
+        without = int((~table.labelled).sum())
+        unlabelled = f" ({without} of {len(table)} rows have none)" if without else ""
+        for what, names in (
+            ("label", [self.label] if self.label else []),
+            ("labels", self.labels),
+            ("target", [self.target] if self.target else []),
+            ("names", [self.identifier] if self.identifier else []),
+            ("left out", self.left_out),
+        ):
+            if names:
+                said.append(f"{what}: {first_few(names, 8)}{unlabelled if what.startswith('label') else ''}")
+        return "; ".join(said)
 
 
-def read_features(path: Path, columns: list[str], identifier: str | None) -> Table:
+def read_features(
+    path: Path, columns: list[str], identifier: str | None, separator: Separator = "comma", key: str | None = None
+) -> Table:
     """Rows of a CSV file to predict for: the columns that a method was trained on, found by their names.
 
     Args:
         path: the file; it may have other columns too.
         columns: names of the features, in the order of training.
         identifier: column that names the rows, where the file has it.
+        separator: what stands between two cells.
+        key: see `read_csv_rows`.
 
     Raises:
         InputError: a feature is missing, or the file is broken or holds no row.
     """
-    rows = read_csv_rows(path)
+    rows = read_csv_rows(path, separator, key)
     absent = [name for name in columns if name not in rows.columns]
     if absent:
         raise InputError(
@@ -199,16 +256,26 @@ def finite_numbers(rows: CSVRows, name: str) -> NDArray[np.float64]:
     return values
 
 
-def classes_of(words: list[str], where: str) -> tuple[NDArray[np.int64], list[str]]:
+def classes_of(words: list[str], where: str, keep_unlabelled: bool = False) -> tuple[NDArray[np.int64], list[str]]:
     """Classes from 0 in the order of their names, numbers by value: (n,) int64 and the names.
 
+    Args:
+        words: of the rows.
+        where: they stand, for messages.
+        keep_unlabelled: whether a row may have none, which becomes -1.
+
     Raises:
-        InputError: a row has none.
+        InputError: a row has none and must have one, or no row has one.
     """
     empty = [place + 1 for place, word in enumerate(words) if word.lower() in MISSING]
-    if empty:
-        raise InputError(f"{where}: {len(empty)} rows have no class (row {first_few(empty)}, counted from 1)")
-    numeric = all(is_number(word) for word in words)
-    names = sorted(set(words), key=float if numeric else str)
+    if words and len(empty) == len(words):
+        raise InputError(f"{where}: none of the {len(words)} rows has a class: some must be known")
+    if empty and not keep_unlabelled:
+        raise InputError(
+            f"{where}: {len(empty)} rows have no class (row {first_few(empty)}, counted from 1): complete them, or "
+            "leave these rows out of the file"
+        )
+    known = {word for word in words if word.lower() not in MISSING}
+    names = sorted(known, key=float if all(is_number(word) for word in known) else str)
     number = {name: place for place, name in enumerate(names)}
-    return np.array([number[word] for word in words], dtype=np.int64), names
+    return np.array([number.get(word, -1) for word in words], dtype=np.int64), names

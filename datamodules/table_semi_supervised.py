@@ -15,8 +15,26 @@ from runs.errors import InputError, first_few
 
 
 @dataclass(frozen=True)
+class UnlabelledRowsTrain:
+    """A split of the rows that have a class; those without one train, in every fold, and are never judged.
+
+    Attributes:
+        split: of the rows with a class, as if there were no others.
+    """
+
+    split: Split
+
+    def __call__(self, table: Table, seed: int, fold: int) -> tuple[Rows, Rows]:
+        if table.labelled.all():
+            return self.split(table, seed, fold)
+        places = np.flatnonzero(table.labelled)
+        train, judged = self.split(table.take(places), seed, fold)
+        return np.sort(np.concatenate([places[train], np.flatnonzero(~table.labelled)])), places[judged]
+
+
+@dataclass(frozen=True)
 class FewerTrainingRows:
-    """A split of whose training rows a random part is used, each class in its share.
+    """A split of whose training rows a random part is used, each class in its share, and rows without one in theirs.
 
     Attributes:
         split: what is shortened.
@@ -93,16 +111,19 @@ class SemiSupervisedTableDataModule(TableDataModule):
     """`TableDataModule` for classes of which only some are known in training.
 
     The training batch has ``labelled (m,)`` bool, and ``label`` is -1 where that is False. Hidden rows are part
-    of the training rows all the same: their features are there, and they are scaled with the others.
+    of the training rows all the same: their features are there, and they are scaled with the others. So are rows
+    whose class is in no file, label -1 of the table: they are training rows of each fold, and never judged.
 
     Args:
-        unlabelled: share of each class's training labels that is hidden, from 0 to below 1.
+        unlabelled: share of each class's known training labels that is hidden, from 0 to below 1.
         labelled_per_class: keep so many labels of each class instead; None: go by ``unlabelled``.
         max_train: training rows that are used at most, drawn by the seed, each class in its share; None: all.
         judged: ``held_out``: the rows of the split; ``hidden``: the training rows whose labels are hidden.
         reveal_judged: whether the training batch holds the judged rows too, for an oracle: never for honest numbers.
         reader: see `TableDataModule`, as for all that follow.
     """
+
+    uses_unlabelled = True
 
     def __init__(
         self,
@@ -132,8 +153,8 @@ class SemiSupervisedTableDataModule(TableDataModule):
         if reveal_judged and judged == "hidden":
             raise InputError("data.reveal_judged=true goes with data.judged=held_out")
         super().__init__(
-            reader, root, FewerTrainingRows(split, max_train), fold, scale, clip, drop_constant, invalid, batch_size,
-            predict_root, identifier, seed,
+            reader, root, FewerTrainingRows(UnlabelledRowsTrain(split), max_train), fold, scale, clip, drop_constant,
+            invalid, batch_size, predict_root, identifier, seed,
         )  # fmt: skip
         self.unlabelled, self.labelled_per_class = unlabelled, labelled_per_class
         self.judged, self.reveal_judged = judged, reveal_judged
@@ -173,7 +194,10 @@ class SemiSupervisedTableDataModule(TableDataModule):
                     f"{first_few([self.table.class_names[c] for c in absent])}, so none can be labelled: take fewer "
                     "folds, set data.split.stratified=true, or raise data.max_train"
                 )
-        return kept_labels(label, self.unlabelled, self.labelled_per_class, self.seed, self.fold)
+        known = self.table.labelled[rows]
+        kept = np.zeros(len(rows), dtype=bool)
+        kept[known] = kept_labels(label[known], self.unlabelled, self.labelled_per_class, self.seed, self.fold)
+        return kept
 
     def training_rows(self, rows: Rows) -> PartlyLabelledRows:
         assert self.table is not None
@@ -189,7 +213,7 @@ class SemiSupervisedTableDataModule(TableDataModule):
         train, _ = self.rows()
         if self.judged == "held_out" or not len(train):  # of other data than those of training all rows are judged
             return super().test_dataloader()
-        hidden = train[~self.labelled(train)]
+        hidden = train[~self.labelled(train) & self.table.labelled[train]]
         if not len(hidden):
             raise InputError("data.judged=hidden: no label is hidden: set data.unlabelled or data.labelled_per_class")
         return self._in_batches(TableRows(self.table, hidden, self.scaling()))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold, StratifiedShuffleSplit
 
 from datamodules.table_files import Table
-from runs.errors import InputError
+from runs.errors import InputError, first_few
 
 Rows = NDArray[np.int64]
 
@@ -60,11 +60,12 @@ class Folds:
             raise InputError(f"{table.files} has {n} rows, fewer than data.split.folds={self.folds}")
         if self.stratified:
             label = _one_class_a_row(table)
-            rarest = np.bincount(label)[np.unique(label)].min()
-            if rarest < 2:
+            single = np.flatnonzero(np.bincount(label) == 1)
+            if len(single):
+                names = [table.class_names[c] if table.class_names else c for c in single]
                 raise InputError(
-                    f"{table.files}: a class has a single row, which cannot be trained on and judged: drop that class, "
-                    "or set data.split.stratified=false"
+                    f"{table.files}: the class {first_few(names)} has a single row, which cannot be trained on and "
+                    "judged: drop that class, or set data.split.stratified=false"
                 )
             splitter = StratifiedKFold(self.folds, shuffle=True, random_state=seed)
             with warnings.catch_warnings():  # a rare class is missing from some folds; that is allowed

@@ -74,6 +74,9 @@ class AnomalyMapScores(Metric):
     AUPRO: regions are 8-connected parts of the masks; PRO(t) is the mean over all regions of the share
     that lies at or above t, FPR(t) the share of all normal pixels of the set; the area under PRO(FPR) from 0 to 0.3,
     divided by 0.3. Chance is PRO = FPR: 15.
+
+    Where no pixel is known to be anomalous they are NaN, with a warning; where there are besides pixels of unknown
+    truth, which are defects that nobody marked, there are no scores.
     """
 
     full_state_update = False
@@ -93,10 +96,12 @@ class AnomalyMapScores(Metric):
         self.masks.append(masks.to(torch.uint8))
 
     def compute(self) -> dict[str, Tensor]:
-        """``pixel_auroc``, ``pixel_ap`` and ``aupro``, 0-100, each with its ``floor_``."""
+        """``pixel_auroc``, ``pixel_ap`` and ``aupro``, 0-100, each with its ``floor_``; or nothing."""
         maps, masks = (values.cpu().numpy() for values in self.pooled())
         known = masks != VOID
         anomalous = masks[known] == 1
+        if not anomalous.any() and not known.all():
+            return {}
         prevalence = 100 * float(anomalous.mean()) if len(anomalous) else float("nan")
         found = {"pixel_auroc": np.nan, "pixel_ap": np.nan, "aupro": np.nan}
         if not one_class(torch.from_numpy(anomalous), "pixels"):
@@ -200,6 +205,32 @@ def best_f1_threshold(scores: Tensor, anomalous: Tensor) -> tuple[Tensor, Tensor
     best = int(torch.where(ends, f1, -1.0).argmax())
     below = ordered[best + 1] if best + 1 < len(ordered) else ordered[best] - 1
     return (ordered[best] + below) / 2, f1[best]
+
+
+def decision_scores(scores: Tensor, labels: Tensor, threshold: Tensor) -> dict[str, Tensor]:
+    """What calling things above a threshold defective is worth: ``f1``, ``precision`` and ``recall``, 0-100.
+
+    Each stands beside that of calling everything defective, its ``floor_``. Precision is 0 where nothing is called
+    defective. Without any defective thing there is nothing to find, and nothing is returned.
+
+    Args:
+        scores: (n,).
+        labels: (n,) of 0 and 1.
+        threshold: a scalar.
+    """
+    defective = labels == 1
+    if not defective.any():
+        return {}
+
+    def of(called: Tensor) -> tuple[Tensor, ...]:
+        true = (called & defective).sum().double()
+        both = called.sum() + defective.sum()
+        return 200 * true / both, 100 * true / called.sum().clamp(min=1), 100 * true / defective.sum()
+
+    names = ("f1", "precision", "recall")
+    floors = (f"floor_{name}" for name in names)
+    everything = torch.ones_like(defective)
+    return dict(zip((*names, *floors), (*of(scores > threshold), *of(everything)), strict=True))
 
 
 def with_prefix(scores: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

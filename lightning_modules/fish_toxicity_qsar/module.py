@@ -24,7 +24,7 @@ from lightning_modules.fish_toxicity_qsar.leaves import (
     regressor_for,
 )
 from lightning_modules.fish_toxicity_qsar.node_classifiers import RANKERS, NodeSelection, Ranker, many_classes
-from lightning_modules.fish_toxicity_qsar.regressor import toxicity_rows
+from lightning_modules.fish_toxicity_qsar.regressor import predicted_rows, regressor_name
 from lightning_modules.fish_toxicity_qsar.scores import LEAKY, MODEL, REFERENCE, Protocol, ToxicityScores, stage_of
 from runs.errors import InputError, did_you_mean
 
@@ -34,15 +34,17 @@ log = logging.getLogger("reprise")
 
 
 class BinTreeModule(ClosedFormModule):
-    """A tree over ranges of y = -log10(LC50, mol/L); a chemical goes down it by classifiers and takes its leaf's value.
+    """A tree over ranges of a target y; a chemical goes down it by classifiers and takes its leaf's value.
+
+    The paper's y is -log10(LC50, mol/L), where larger is more toxic.
 
     One step cuts the bins of one level and chooses the classifiers of what was cut; the last one gives the
     leaves their values. Rows are kept by ascending y, so a node is a range of them. Batches:
-    ``features (B, d)``, ``target (B,)``, ``index (B,)``. Larger y is more toxic; bin accuracy is percent.
+    ``features (B, d)``, ``target (B,)``, ``index (B,)``. Bin accuracy is percent.
 
     Args:
         levels: of cuts; 0: one leaf with all rows.
-        gaps: tau of each level (Table 1), log10 units.
+        gaps: tau of each level (Table 1), in the target's unit.
         gap_decimals: to which a step between targets is rounded before it is compared; None: not at all.
         wmsd: theta of each level (Table 1); None cuts whatever has a gap.
         classifiers: each gives an unfitted classifier; of equally good ones the first is taken.
@@ -181,19 +183,24 @@ class BinTreeModule(ClosedFormModule):
         cut_here = self.inner_nodes(level - 1)
         said = torch.full((1, len(self.targets)), -1, dtype=torch.int64)
         self.said = torch.cat([self.said, said])
-        for node in cut_here:
-            self.choose_classifier(node)
+        for number, node in enumerate(cut_here, 1):
+            self.choose_classifier(node, f"bin {number} of {len(cut_here)}, level {level - 1}")
         self.grown = torch.tensor(level)
         scores = {"level": level, "bins": len(self.leaves()), "cut": len(cut_here)}
         if cut_here:
             scores |= {"cv_f1": float(self.cv_f1[cut_here].mean()), "majority": float(self.majority[cut_here].mean())}
         return scores
 
-    def choose_classifier(self, node: int) -> None:
-        """Which child a chemical belongs to: the best of classifiers, rankers and numbers of columns (Sect. 4.2)."""
+    def choose_classifier(self, node: int, place: str) -> None:
+        """Which child a chemical belongs to: the best of classifiers, rankers and numbers of columns (Sect. 4.2).
+
+        Args:
+            node: that was cut.
+            place: of it in the work of its level, in words.
+        """
         features, children = self.rows_of(node).numpy(), self.children_of_rows(node).numpy()
         total = self.selection.fits(len(children))
-        watch = partial(self.progress, total=total, description=f"level {int(self.depth[node]) + 1}, bin {node}")
+        watch = partial(self.progress, total=total, description=place)
         best, columns, candidates = self.selection.choose(features, children, watch)
         names = list(self.classifiers)
         self.classifier[node], self.ranker[node] = names.index(best.classifier), RANKERS.index(best.ranker)
@@ -208,7 +215,7 @@ class BinTreeModule(ClosedFormModule):
             fitted.fit(self.rows_of(node)[:, columns], torch.from_numpy(children))  # on all rows of the node
         self.said[int(self.depth[node]), self.range_of(node)] = fitted.said.long()
         log.info(
-            f"bin {node} of level {int(self.depth[node])}: {len(children)} rows in {children.max() + 1} bins by "
+            f"{place} (node {node}): {len(children)} rows in {children.max() + 1} bins by "
             f"{best.classifier}, {best.ranker}, {best.k} columns: F1 {best.f1:.4f}, majority {self.majority[node]:.4f}"
         )
 
@@ -253,7 +260,7 @@ class BinTreeModule(ClosedFormModule):
         return node
 
     def forward(self, features: Tensor) -> Tensor:
-        """-log10(LC50, mol/L) of each chemical (B, d), (B,)."""
+        """The target of each chemical (B, d), (B,)."""
         return self.estimate(features, self.walk(features), self.leaf)
 
     def estimate(self, features: Tensor, leaf: Tensor, how: str) -> Tensor:
@@ -323,25 +330,32 @@ class BinTreeModule(ClosedFormModule):
         self.log_dict({**logged, f"{stage}/leaves": float(len(self.leaves()))})
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        """Each chemical's name, toxicity on both scales, leaf and the leaf's range of -log10(LC50, mol/L)."""
+        """Each chemical's name, its target (see `predicted_rows`), its leaf and the leaf's range of the target."""
         self._check_finished()
         leaf = self.walk(batch["features"])
         values = self.estimate(batch["features"], leaf, self.leaf)
         low, high = self.ranges(leaf)
         places = zip(leaf.tolist(), low.tolist(), high.tolist(), strict=True)
-        rows = zip(toxicity_rows(batch, values), places, strict=True)
+        rows = zip(predicted_rows(batch, values, self.target_name), places, strict=True)
         return [{**row, "leaf": place, "leaf_from": a, "leaf_to": b} for row, (place, a, b) in rows]
 
     def figures(self, stage: str) -> dict[str, Figure]:
         """The tree, the bins of each level (Fig. 3), and predicted against true."""
         if stage != "test":
             return {}
-        nodes, targets = self.node_table(), self.targets.numpy()
+        nodes, targets, titles = self.node_table(), self.targets.numpy(), {MODEL: "tree"}
+        if self.reference is not None:
+            titles[REFERENCE] = f"{regressor_name(self.reference.estimator)}, no bins"
         return {
-            "tree": tree_figure(nodes, targets),
-            "bins": bins_figure(nodes, targets),
-            "predicted": predicted_figure(self.scores.judged(), self.protocol),
+            "tree": tree_figure(nodes, targets, self.target_name),
+            "bins": bins_figure(nodes, targets, self.target_name),
+            "predicted": predicted_figure(self.scores.judged(), titles, self.target_name, self.protocol),
         }
+
+    @property
+    def target_name(self) -> str:
+        """What is predicted, which the datamodule knows."""
+        return self.trainer.datamodule.target_name
 
     # ---- the tree's state --------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ class NodeSelection:
         )
 
     def fits(self, n: int) -> int:
-        """How many classifiers a comparison on n rows fits."""
+        """How many results a comparison on n rows has."""
         classifiers, rankers, ks = self.tried
         return len(classifiers) * len(rankers) * len(ks) * min(self.folds, n)
 
@@ -110,17 +110,34 @@ class NodeSelection:
         """
         classifiers, rankers, ks = self.tried
         folds = KFold(min(self.folds, len(children)), shuffle=True, random_state=self.seed)
-        for ranker, (fit, held_out) in product(rankers, list(folds.split(features))):
-            ranked = rank_columns(ranker, features[fit], children[fit], self.seed)
-            for k, name in product(ks, classifiers):
-                columns = ranked if k == "all" else ranked[:k]
-                if len(np.unique(children[fit])) == 1:  # nothing to tell apart; some classifiers refuse that
-                    said = np.full(len(held_out), children[fit][0])
-                else:
-                    with many_classes():
-                        classifier = self.make(name, len(fit)).fit(features[np.ix_(fit, columns)], children[fit])
-                    said = classifier.predict(features[np.ix_(held_out, columns)])
-                yield name, ranker, k, int((said == children[held_out]).sum())
+        for fit, held_out in folds.split(features):
+            known: dict[tuple[str, bytes], int] = {}  # equal columns, by another k or ranker, are not fitted again
+            for ranker in rankers:
+                ranked = rank_columns(ranker, features[fit], children[fit], self.seed)
+                for k, name in product(ks, classifiers):
+                    columns = ranked if k == "all" else ranked[:k]
+                    tried = name, columns.tobytes()
+                    if tried not in known:
+                        known[tried] = self._hits(name, features, children, columns, fit, held_out)
+                    yield name, ranker, k, known[tried]
+
+    def _hits(
+        self,
+        name: str,
+        features: NDArray[np.float64],
+        children: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        fit: NDArray[np.int64],
+        held_out: NDArray[np.int64],
+    ) -> int:
+        """Held-out rows that a classifier, fitted on the others, gets right."""
+        if len(np.unique(children[fit])) == 1:  # nothing to tell apart; some classifiers refuse that
+            said = np.full(len(held_out), children[fit][0])
+        else:
+            with many_classes():
+                classifier = self.make(name, len(fit)).fit(features[np.ix_(fit, columns)], children[fit])
+            said = classifier.predict(features[np.ix_(held_out, columns)])
+        return int((said == children[held_out]).sum())
 
     def choose(
         self, features: NDArray[np.float64], children: NDArray[np.int64], watch: Callable[[Iterator], Iterator]

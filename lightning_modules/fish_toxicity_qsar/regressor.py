@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
+from sklearn.pipeline import Pipeline
 from torch import Tensor
 
 from components.refitted_estimator import RefittedEstimator
@@ -13,9 +14,12 @@ from lightning_modules.closed_form import ClosedFormModule
 from lightning_modules.fish_toxicity_qsar.figures import predicted_figure
 from lightning_modules.fish_toxicity_qsar.scores import LEAKY, MODEL, Protocol, ToxicityScores, stage_of
 
+MINUS_LOG10_LC50 = "-log10(LC50, mol/L)"  # the name of a target that can be read as an LC50
+ROW_FIELDS = ("name", "leaf", "leaf_from", "leaf_to")  # of predictions, beside the target
+
 
 class RegressorModule(ClosedFormModule):
-    """Fits a regressor at once. Batches: ``features (B, d)``, ``target (B,)`` -log10(LC50, mol/L), ``index``.
+    """Fits a regressor at once. Batches: ``features (B, d)``, ``target (B,)`` by the datamodule's name, ``index``.
 
     Args:
         regressor: gives an unfitted one; fitting must be a function of the rows.
@@ -47,7 +51,7 @@ class RegressorModule(ClosedFormModule):
         return len(self.fitted.features) > 0
 
     def forward(self, features: Tensor) -> Tensor:
-        """-log10(LC50, mol/L) of each row, (B,)."""
+        """The target of each row, (B,)."""
         return torch.from_numpy(self.fitted.estimator.predict(features.numpy())).double()
 
     def on_test_start(self) -> None:
@@ -67,20 +71,32 @@ class RegressorModule(ClosedFormModule):
             self.log_dict({f"{stage}/q2": q2, "floor/q2": floor})
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[dict[str, Any]]:
-        """Each row's name and toxicity, on both scales."""
-        return toxicity_rows(batch, self(batch["features"]))
+        """Each row's name and its target; see `predicted_rows`."""
+        return predicted_rows(batch, self(batch["features"]), self.target_name)
 
     def figures(self, stage: str) -> dict[str, Figure]:
         """Predicted against true."""
         if stage != "test":
             return {}
-        return {"predicted": predicted_figure(self.scores.judged(), self.protocol)}
+        titles = {MODEL: regressor_name(self.fitted.estimator)}
+        return {"predicted": predicted_figure(self.scores.judged(), titles, self.target_name, self.protocol)}
+
+    @property
+    def target_name(self) -> str:
+        """What is predicted, which the datamodule knows."""
+        return self.trainer.datamodule.target_name
 
 
-def toxicity_rows(batch: dict[str, Any], toxicity: Tensor) -> list[dict[str, Any]]:
-    """Predictions as people read them: -log10(LC50, mol/L), larger is more toxic, and the LC50 in mol/L."""
+def predicted_rows(batch: dict[str, Any], values: Tensor, target_name: str) -> list[dict[str, Any]]:
+    """Predictions under the target's name; of -log10(LC50, mol/L), larger is more toxic, the LC50 in mol/L too."""
     names = batch.get("name", batch["index"].tolist())
-    return [
-        {"name": name, "minus_log10_lc50_mol_per_l": value, "lc50_mol_per_l": 10.0**-value}
-        for name, value in zip(names, toxicity.tolist(), strict=True)
-    ]
+    rows = zip(names, values.tolist(), strict=True)
+    if target_name == MINUS_LOG10_LC50:
+        return [{"name": name, "minus_log10_lc50_mol_per_l": y, "lc50_mol_per_l": 10.0**-y} for name, y in rows]
+    column = f"predicted_{target_name}" if target_name in ROW_FIELDS else target_name
+    return [{"name": name, column: y} for name, y in rows]
+
+
+def regressor_name(estimator: Any) -> str:
+    """What scikit-learn calls a regressor; of a pipeline its last step."""
+    return type(estimator[-1] if isinstance(estimator, Pipeline) else estimator).__name__

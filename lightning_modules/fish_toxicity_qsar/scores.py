@@ -26,7 +26,7 @@ def stage_of(protocol: Protocol, oracle: bool = False) -> str:
 
 
 class ToxicityScores(nn.Module):
-    """R2, RMSE, MAE and RPD of several predictions of the same rows; RMSE and MAE in log10 units.
+    """R2, RMSE, MAE and RPD of several predictions of the same rows; RMSE and MAE in the target's unit.
 
     Args:
         predictions: names of the predictions, `MODEL` among them.

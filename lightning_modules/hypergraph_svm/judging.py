@@ -164,9 +164,9 @@ class TableClassifier(ClosedFormModule):
             else:
                 found = {"class": names[said[place]]}
             if self.task == "binary":
-                found[f"score {names[1]}"] = values[0]
+                found[f"score:{names[1]}"] = values[0]
             else:
-                found |= {f"score {name}": value for name, value in zip(names, values, strict=True)}
+                found |= {f"score:{name}": value for name, value in zip(names, values, strict=True)}
             rows.append({key: row, **found})
         return rows
 

@@ -348,13 +348,14 @@ class HypergraphSVMModule(TableClassifier):
         if stage not in ("test", "predict") or not len(self.alpha):
             return found
         points, y = self.support.cpu().numpy(), self.y.cpu().numpy()
+        axes, classes = self.trainer.datamodule.axis_names, [] if self.task == "multilabel" else self.class_names
         if points.shape[1] == 2 and self.task != "multilabel":
             found["surface"] = surface_figure(
-                points, y, lambda rows: self(torch.from_numpy(rows).to(self.device)).cpu().numpy()
+                points, y, lambda rows: self(torch.from_numpy(rows).to(self.device)).cpu().numpy(), axes, classes
             )
         if stage == "test":
             if self.chosen[2] > 0 and self.chosen[3] < 1:  # the hypergraph has a part in it
                 members = neighbours(points, self.manifold.k_hyper, "model.manifold.k_hyper")[0]
-                found["hypergraph"] = hypergraph_figure(points, y, members)
+                found["hypergraph"] = hypergraph_figure(points, y, members, axes, classes)
             found["solver"] = solver_figure(self.trace.cpu().numpy())
         return found

@@ -117,7 +117,7 @@ class FrozenFeatureExtractor(nn.Module):
             raise InputError(
                 f"the pre-trained weights {self.backbone} could not be loaded ({type(error).__name__}): go online "
                 f"once, or point {KEY}.checkpoint_path at a file that holds them, or try random ones with "
-                "model=supersimplenet_random"
+                "model=supersimplenet_small (for a CPU) or model=supersimplenet_random"
             ) from error
 
     @torch.no_grad()

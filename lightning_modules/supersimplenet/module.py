@@ -3,6 +3,7 @@
 Before training, `callbacks.frozen_features` gets the backbone ready. SimpleNet is this module with other switches.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from components.metrics.anomaly import (
     AnomalyMapScores,
     ImageAnomalyScores,
     best_f1_threshold,
+    decision_scores,
     with_prefix,
 )
 from components.metrics.floors import beside_floors
@@ -35,6 +37,7 @@ from runs.errors import InputError
 
 Batch = dict[str, Any]
 BACKBONE = "network.extractor.body."  # of the names of frozen weights
+_log = logging.getLogger("reprise")  # what is said there reaches the terminal
 
 
 class SuperSimpleNetModule(pl.LightningModule):
@@ -218,16 +221,15 @@ class SuperSimpleNetModule(pl.LightningModule):
         In single precision whatever the trainer's is: values that are equal in 16 bits could not be ranked.
         """
         with torch.autocast(image.device.type, enabled=False):
-            return (self.judge or self.detector())(image)
+            return (self.judge or self.detector(self.network))(image)
 
-    def detector(self) -> Detector:
-        """Inference as one network, with the weights of this moment."""
-        map_max_score = self.score == "map_max"
-        return Detector(self.normalise, FoldedSuperSimpleNet(self.network), self.smoother, map_max_score)
+    def detector(self, network: nn.Module) -> Detector:
+        """Inference as one network: `SuperSimpleNet` itself, or folded, which costs more to make than a call saves."""
+        return Detector(self.normalise, network, self.smoother, self.score == "map_max")
 
     def prepare_to_judge(self) -> None:
         """Folds the weights once for an evaluation, in which they do not change."""
-        self.judge = self.detector().__call__
+        self.judge = self.detector(FoldedSuperSimpleNet(self.network)).__call__
 
     def stop_judging(self) -> None:
         """What was folded is dropped with the evaluation: it can never be older than the weights."""
@@ -239,20 +241,30 @@ class SuperSimpleNetModule(pl.LightningModule):
     def on_predict_start(self) -> None:
         self.prepare_to_judge()
         self.warn_if_uncalibrated()
+        _, map_threshold = self.decision_thresholds()
+        _log.info(
+            f"a picture counts as defective where its score (0 to 1) is above {self.score_threshold():.4f}, a pixel "
+            f"where the map is above {map_threshold:.4f}"
+        )
 
     def decision_thresholds(self) -> tuple[float, float]:
         """Of score and map; 0, the middle of the margins, where nothing has calibrated them."""
         score, map_ = self.thresholds.nan_to_num(0.0).tolist()
         return score, map_
 
+    def score_threshold(self) -> float:
+        """Of the score as predictions show it, 0 to 1."""
+        return float(torch.sigmoid(torch.tensor(self.decision_thresholds()[0])))
+
     def warn_if_uncalibrated(self) -> None:
         """Says whose decisions rest on no calibration."""
         parts = zip(("image score", "anomaly map"), self.thresholds.isnan().tolist(), strict=True)
         if names := [name for name, missing in parts if missing]:
             warnings.warn(
-                f"no threshold of {' and '.join(names)} was calibrated in training, so above 0 counts as a defect: "
-                "train with data.reader.val_split=0.2, which keeps back images of both kinds to calibrate by (for the "
-                "map with masks; MVTec AD and VisA have no defective training images to keep back)",
+                f"no threshold of {' and '.join(names)} was calibrated in training, so a raw value above 0 (a score "
+                "above 0.5) counts as a defect: train with data.reader.val_split=0.2, which keeps back images of both "
+                "kinds to calibrate by (for the map with masks; MVTec AD and VisA have no defective training images to "
+                "keep back)",
                 stacklevel=2,
             )
 
@@ -290,8 +302,10 @@ class SuperSimpleNetModule(pl.LightningModule):
         self.show(batch, maps, scores)
 
     def on_test_epoch_end(self) -> None:
-        """Logs each score beside chance."""
+        """Logs each score beside chance, and where there is a threshold what decisions by it are worth."""
         self.log_dict(beside_floors(_single(self.test_scores.compute())))
+        if not self.thresholds[0].isnan():
+            self.log_dict(beside_floors(_single(decision_scores(*self.test_scores.gathered(), self.thresholds[0]))))
         self.log_dict(beside_floors(_single(with_prefix(self.test_highest.compute(), "seg_"))))
         self.log_dict(beside_floors(_single(self.test_maps.compute())))
         for metric in (self.test_scores, self.test_highest, self.test_maps):
@@ -311,6 +325,7 @@ class SuperSimpleNetModule(pl.LightningModule):
                 {
                     "name": name,
                     "score": probability,
+                    "score_threshold": self.score_threshold(),
                     "defective": bool(scores[place] > score_threshold),
                     "map": full,
                     "mask": Image.fromarray(np.where(full > map_threshold, 255, 0).astype(np.uint8)),
@@ -333,7 +348,8 @@ class SuperSimpleNetModule(pl.LightningModule):
         self.warn_if_uncalibrated()
         calibrated = "no" if bool(self.thresholds.isnan().any()) else "yes"
         notes = {"score_threshold": str(score_threshold), "map_threshold": str(map_threshold), "calibrated": calibrated}
-        return self.detector(), (example,), ["image"], ["anomaly_map", "score"], notes
+        network = self.detector(FoldedSuperSimpleNet(self.network))
+        return network, (example,), ["image"], ["anomaly_map", "score"], notes
 
     # ---- checkpoints -----------------------------------------------------------------------------
 

@@ -209,9 +209,10 @@ class DenoisedClustering(ClosedFormModule):
             self.one_cluster.update(0 * found[~outlier], batch["label"][~outlier])
 
     def on_test_epoch_end(self) -> None:
-        """Logs each score beside its floor: all rows in one cluster, and as many flags at random."""
+        """Logs the cut, and each score beside its floor: all rows in one cluster, and as many flags at random."""
         rows, flagged, outliers = self.all_gather(self.counts).reshape(-1, 3).sum(dim=0)
         self.log("test/flagged_share", (flagged / rows).float())
+        self.log("test/bound", self.bound[0].float())
         if self.num_clusters and self.matched.counts.sum() > 0:
             floors = self.one_cluster.compute()
             for name, value in self.matched.compute().items():
@@ -245,9 +246,10 @@ class DenoisedClustering(ClosedFormModule):
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def outlier_table(self) -> list[dict[str, Any]]:
-        """A line for each training row, by its row of the table."""
+        """A line for each training row, by its name or its row of the table, as in a prediction."""
+        names = self.trainer.datamodule.trained_names
         columns: dict[str, list[Any]] = {
-            "row": self.index.tolist(),
+            "row" if names is None else "name": self.index.tolist() if names is None else names,
             "outlier": ["no" if kept else "yes" for kept in self.kept.tolist()],
             **{name: values.tolist() for name, values in self.describe_training().items()},
         }
@@ -263,7 +265,7 @@ class DenoisedClustering(ClosedFormModule):
         clusters = self.clusters.cpu().numpy() if self.num_clusters else None
         cuts = [*quartiles(self.degree), self.bound[0]]
         return {
-            "outliers": plane_figure(points, degree, kept, clusters),
+            "outliers": plane_figure(points, degree, kept, clusters, self.trainer.datamodule.axis_names),
             "degrees": degree_figure(degree, *map(float, cuts)),
         }
 

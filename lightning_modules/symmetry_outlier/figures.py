@@ -1,5 +1,7 @@
 """What the detector has to show: outliers and clusters in the plane, degrees with their cut, the two ratios."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ def plane_figure(
     degree: NDArray[np.float64],
     kept: NDArray[np.bool_],
     clusters: NDArray[np.int64] | None,
+    axis_names: Sequence[str],
 ) -> Figure:
     """Rows (n, d) in their plane, or on their principal axes: by degree with the flagged ones ringed, by cluster."""
     plane, share = principal_plane(points)
@@ -31,7 +34,7 @@ def plane_figure(
         axes[1].set_title("clusters of the kept rows, crosses follow the nearest")
     for ax in axes:
         if points.shape[1] == 2:
-            ax.set(xlabel="first column, scaled", ylabel="second column, scaled")
+            ax.set(xlabel=axis_names[0], ylabel=axis_names[1])
         else:
             ax.set(xlabel=f"principal axes, {100 * share:.0f} % of the variance", xticks=[], yticks=[])
     return figure

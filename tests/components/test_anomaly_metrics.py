@@ -1,18 +1,25 @@
 """Anomaly metrics against the double loops of their definitions, scikit-learn, and the reference of two maps."""
 
+import warnings
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from components.metrics.anomaly import (
     AnomalyMapScores,
     ImageAnomalyScores,
     area_to,
     best_f1_threshold,
+    decision_scores,
     map_scores,
     region_weights,
     with_prefix,
@@ -116,6 +123,17 @@ def test_unknown_pixels_count_for_nothing():
     assert scores_of(spoilt, unknown) != scores_of(spoilt, masks)
 
 
+def test_maps_whose_defects_nobody_marked_have_no_scores_and_need_no_warning():
+    masks = np.zeros((3, 4, 4), dtype=np.uint8)
+    masks[1:] = 255
+    maps = np.random.default_rng(0).normal(size=masks.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scores_of(maps, masks) == {}
+        masks[2, :2], masks[2, 2:] = 0, 1  # one of them has a mask
+        assert np.isfinite(scores_of(maps, masks)["aupro"])
+
+
 def test_scores_do_not_depend_on_how_images_are_batched():
     maps, masks = reference_pair()
     whole = AnomalyMapScores()
@@ -170,6 +188,30 @@ def test_the_best_threshold_is_that_of_every_threshold_tried():
     called = scores > float(threshold)
     assert 2 * (called & (labels == 1)).sum() / (called.sum() + labels.sum()) == pytest.approx(float(f1))
     assert float(threshold) not in scores  # midway, so that rounding turns nothing over
+
+
+def decisions(scores, labels, threshold: float) -> dict[str, float]:
+    found = decision_scores(torch.tensor(scores), torch.tensor(labels), torch.tensor(threshold))
+    return {name: float(value) for name, value in found.items()}
+
+
+@pytest.mark.parametrize("threshold", [-0.3, 0.4, 1.1])
+def test_decisions_are_worth_what_scikit_learn_says_beside_calling_everything_defective(threshold):
+    generator = np.random.default_rng(4)
+    labels = generator.integers(0, 2, 50)
+    scores = generator.normal(size=50) + labels
+    expected = {}
+    for prefix, called in (("", scores > threshold), ("floor_", np.ones(50, dtype=bool))):
+        values = precision_recall_fscore_support(labels, called, average="binary")
+        expected |= {f"{prefix}{name}": 100 * values[i] for i, name in enumerate(("precision", "recall", "f1"))}
+    assert decisions(scores, labels, threshold) == pytest.approx(expected)
+
+
+def test_decisions_that_find_nothing_are_worth_nothing_and_without_defects_there_is_nothing_to_find():
+    found = decisions([0.1, 0.2, 0.3], [0, 1, 0], 0.5)
+    assert (found["f1"], found["precision"], found["recall"]) == (0, 0, 0)
+    assert found["floor_f1"] == pytest.approx(50)
+    assert decisions([0.1, 0.9], [0, 0], 0.5) == {}
 
 
 def test_a_prefix_keeps_floors_beside_their_scores():

@@ -255,6 +255,18 @@ def test_a_folder_without_masks_trains_unsupervised_and_judges_all_defects(sourc
     assert all(image.mask is None for image in splits.test)
 
 
+def test_masks_that_lie_there_unused_are_pointed_at(sources, tmp_path, recwarn):
+    root = lay_folder(sources, tmp_path / "root")
+    with pytest.warns(UserWarning, match=r"root/masks is there and not used: set data\.reader\.mask_dir=masks"):
+        folder_reader(mask_dir=None).read(root, None, None, "unsupervised")
+    recwarn.clear()
+    folder_reader().read(root, None, None, "unsupervised")
+    folder_reader(mask_dir=None, abnormal_dir=None).read(root, None, None, "unsupervised")
+    shutil.rmtree(root / "masks")
+    folder_reader(mask_dir=None).read(root, None, None, "unsupervised")
+    assert not recwarn.list
+
+
 def test_defects_are_kept_back_to_set_thresholds_by(sources, tmp_path):
     root = lay_folder(sources, tmp_path / "root")
     splits = folder_reader(val_split=0.25).read(root, None, None, "unsupervised")

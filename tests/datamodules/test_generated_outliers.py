@@ -55,7 +55,9 @@ def test_impossible_noise_is_refused(n_noise, sentence, monkeypatch):
 
 def csv_of(path, rows):
     path.write_text("\n".join(["a,kind", *rows]) + "\n")
-    return CSVReader(label="kind", labels=[], target=None, identifier=None, left_out=[])
+    return CSVReader(
+        label="kind", labels=[], target=None, identifier=None, left_out=[], separator="comma", missing_label="refuse"
+    )
 
 
 def test_a_class_is_made_rare(tmp_path):

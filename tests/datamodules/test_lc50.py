@@ -93,11 +93,34 @@ class TestDescriptors:
         "CCO,2.5,1.0,0.5,n\nCCC,3.5,2.0,max() arg is an empty sequence (MAXdO),n\nCO,4.5,3.0,1.5,n\n"
         "CN,1.5,4.0,2.5,n\n"
     )
-    BOTH: ClassVar = {"target": "LC50", "identifier": "SMILES", "descriptors": None}
+    BOTH: ClassVar = {
+        "target": "LC50",
+        "minus_log10_lc50": False,
+        "identifier": "SMILES",
+        "descriptors": None,
+        "separator": "comma",
+    }
 
     def read(self, path, text=TEXT, **changes):
         path.write_text(text)
         return DescriptorReader(**{**self.BOTH, "left_out": ["note"], **changes}).read(path)
+
+    def test_a_target_keeps_its_columns_name_unless_it_is_said_to_be_a_toxicity(self, tmp_path):
+        assert self.read(tmp_path / "t.csv").target_name == "LC50"
+        assert self.read(tmp_path / "t.csv", minus_log10_lc50=True).target_name == "-log10(LC50, mol/L)"
+
+    def test_cells_may_be_separated_otherwise(self, tmp_path):
+        (tmp_path / "names.txt").write_text("ABC\n")
+        table = self.read(tmp_path / "t.csv", self.TEXT.replace(",", ";"), separator="semicolon")
+        assert table.columns == ["ABC", "MAXdO"] and table.identifiers == ["CCO", "CCC", "CO", "CN"]
+        chosen = {"descriptors": str(tmp_path / "names.txt"), "separator": "semicolon"}
+        assert self.read(tmp_path / "t.csv", self.TEXT.replace(",", ";"), **chosen).columns == ["ABC"]
+        with pytest.raises(InputError, match=r"separated by semicolons .*: set data\.reader\.separator=semicolon"):
+            self.read(tmp_path / "t.csv", self.TEXT.replace(",", ";"))
+
+    def test_rows_need_no_names(self, tmp_path):
+        table = self.read(tmp_path / "t.csv", identifier=None, left_out=["note", "SMILES"])
+        assert table.identifiers is None and table.columns == ["ABC", "MAXdO"]
 
     def test_text_in_cells_is_unknown_and_its_row_left_out_with_a_count(self, tmp_path):
         assert self.read(tmp_path / "t.csv").columns == ["ABC", "MAXdO"]

@@ -1,5 +1,7 @@
 """Tables: reading, unknown values, splits, scaling by the training rows alone."""
 
+import logging
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -12,7 +14,10 @@ from datamodules.table_files import CSVReader, Table, read_features
 from datamodules.table_splits import AllRows, Folds, Holdout, OfficialParts
 from runs.errors import InputError
 
-PLAIN = {"label": None, "labels": [], "target": None, "identifier": None, "left_out": []}
+PLAIN = {
+    "label": None, "labels": [], "target": None, "identifier": None, "left_out": [], "separator": "comma",
+    "missing_label": "refuse",
+}  # fmt: skip
 
 
 def read(path, text, **reader):
@@ -61,12 +66,57 @@ class TestReading:
             ("x,y\n1,2\n1,much\n", {"target": "y"}, "line 3: y is 'much' instead of a number"),
             ("x,y\n1,inf\n", {"target": "y"}, "line 2: y is 'inf'"),
             ("x,c\n1,a\n1,\n", {"label": "c"}, r"1 rows have no class \(row 2"),
-            ("x,p\n1,2\n", {"labels": ["p"]}, "line 2: p is 2 instead of 0 or 1"),
+            ("x,c\n1,\n1,?\n", {"label": "c", "missing_label": "keep"}, "none of the 2 rows has a class"),
+            ("x,p\n1,2\n", {"labels": ["p"]}, "line 2: p is '2' instead of 0 or 1"),
+            ("x,p\n1,yes\n", {"labels": ["p"]}, "line 2: p is 'yes' instead of 0 or 1"),
+            ("x,p,q\n1,0,1\n1,,1\n", {"labels": ["p", "q"], "missing_label": "keep"}, "line 3: p is '' instead of 0"),
+            ("x,p\n1,\n", {"labels": ["p"], "missing_label": "keep"}, "no row has a 0 or 1 in p"),
+            ("x;y\n1;2,5\n", {"separator": "comma"}, "separated by semicolons .* set data.reader.separator=semicolon"),
+            ("x\ty\n1\t2\n", {}, "separated by tabs and not by commas: set data.reader.separator=tab"),
+            ("x,y\n1,2\n", {"separator": "tab"}, "separated by commas and not by tabs: set .*separator=comma"),
         ],
     )
     def test_broken_tables_are_answered(self, tmp_path, text, reader, sentence):
         with pytest.raises(InputError, match=sentence):
             read(tmp_path / "t.csv", text, **reader)
+
+    def test_cells_may_be_separated_otherwise(self, tmp_path):
+        for name, mark in (("semicolon", ";"), ("tab", "\t")):
+            table = read(
+                tmp_path / "t.csv",
+                f'x{mark}note{mark}y\n1{mark}"a{mark} b"{mark}2\n',
+                separator=name,
+                left_out=["note"],
+            )
+            assert table.columns == ["x", "y"] and table.features.tolist() == [[1.0, 2.0]]
+            found = read_features(tmp_path / "t.csv", ["y", "x"], "note", name)
+            assert found.features.tolist() == [[2.0, 1.0]] and found.identifiers == [f"a{mark} b"]
+
+    def test_rows_without_a_class_are_kept_where_that_is_asked(self, tmp_path):
+        text = "x,c,p,q\n1,10,1,0\n2,,,\n3,9,0,1\n4,NA,?,\n"
+        one = read(tmp_path / "t.csv", text, label="c", left_out=["p", "q"], missing_label="keep")
+        assert one.label.tolist() == [1, -1, 0, -1] and one.class_names == ["9", "10"]
+        several = read(tmp_path / "t.csv", text, labels=["p", "q"], left_out=["c"], missing_label="keep")
+        assert several.label.tolist() == [[1, 0], [-1, -1], [0, 1], [-1, -1]]
+        assert one.labelled.tolist() == several.labelled.tolist() == [True, False, True, False]
+
+    def test_a_method_that_learns_from_classes_alone_says_what_to_do_with_other_rows(self, tmp_path):
+        (tmp_path / "t.csv").write_text("x,c\n1,a\n2,\n3,b\n")
+        reader = CSVReader(**{**PLAIN, "label": "c", "missing_label": "keep"})
+        with pytest.raises(
+            InputError, match=r"1 of 3 rows have no class, and this method has no use .*: complete them"
+        ):
+            module(reader, tmp_path / "t.csv").setup("fit")
+
+    def test_what_each_column_is_taken_for_is_said_once(self, tmp_path, caplog):
+        """So a class column of numbers that was forgotten is seen among the features."""
+        with caplog.at_level(logging.INFO, logger="reprise"):
+            read(tmp_path / "t.csv", "id,a,b,kind,note\np,1,2,0,m\nq,3,4,1,n\n", identifier="id", left_out=["note"])
+            read(tmp_path / "t.csv", "a,b,kind\n1,2,x\n3,4,\n", label="kind", missing_label="keep")
+        assert caplog.messages == [
+            "features: a, b, kind (3); names: id; left out: note",
+            "features: a, b (2); label: kind (1 of 2 rows have none)",
+        ]
 
     def test_another_encoding_is_named(self, tmp_path):
         (tmp_path / "t.csv").write_bytes("x,größe\n1,2\n".encode("latin-1"))
@@ -108,9 +158,51 @@ class TestUnknownValues:
         assert filled.tolist() == [[1, 1], [3, 2], [3, 3], [4, 4], [3, 5]]
 
     def test_nothing_left_says_which_columns(self, tmp_path):
-        (tmp_path / "t.csv").write_text("x,z\n1,error a\n2,error b\n")
-        with pytest.raises(InputError, match=r"each of the 2 rows .*z \('error a'\)"):
+        (tmp_path / "t.csv").write_text("x,z\n1,error a\n?,2\n")
+        with pytest.raises(InputError, match=r"each of the 2 rows .*x, z \('error a'\)"):
             module(CSVReader(**PLAIN), tmp_path / "t.csv", invalid="drop").setup("fit")
+
+    @pytest.mark.parametrize("invalid", ["refuse", "drop", "impute"])
+    @pytest.mark.parametrize(
+        ("text", "reader", "sentence"),
+        [
+            ("id,x\nS0,1\nS1,2\n", {}, r"no number in any of the 2 rows of id \('S0'\): set data\.identifier=id \("),
+            ("x,colour\n1,red\n2,red\n", {}, r"colour \('red'\): set .*left_out=\[colour\] \(or .*label=colour"),
+            ("x,colour,y\n1,red,2\n2,red,3\n", {"target": "y"}, r"set data\.reader\.left_out=\[colour\]$"),
+            (
+                "id,x,colour,note\nS0,1,red,m\nS1,2,red,n\n", {"left_out": ["note"]},
+                r"id \('S0'\), colour \('red'\): set data\.identifier=id .* and data\.reader\.left_out=\[note,colour\]",
+            ),
+            ("x,z\n1,\n2,\n", {"label": "x"}, r"of z \(no value\): set data\.reader\.left_out=\[z\]$"),
+            ("x,z\n1,\"2,5\"\n2,\"3,5\"\n", {}, r"of z \('2,5'\): write decimals with a point"),
+        ],
+    )  # fmt: skip
+    def test_a_column_without_any_number_is_no_feature(self, tmp_path, invalid, text, reader, sentence):
+        (tmp_path / "t.csv").write_text(text)
+        with pytest.raises(InputError, match=sentence):
+            module(CSVReader(**{**PLAIN, **reader}), tmp_path / "t.csv", invalid=invalid).setup("fit")
+
+    def test_where_constant_columns_go_a_column_without_any_number_goes_with_them(self, tmp_path):
+        (tmp_path / "t.csv").write_text("x,z\n1,error a\n2,error b\n")
+        data = module(CSVReader(**PLAIN), tmp_path / "t.csv", invalid="impute", drop_constant=True)
+        with pytest.warns(UserWarning, match=r"2 of 2 rows .*most in z"):
+            data.setup("fit")
+        assert data.columns == ["x"]
+
+    @pytest.mark.parametrize("invalid", ["refuse", "drop"])
+    def test_in_prediction_the_sentence_names_row_and_column_and_what_works_there(self, tmp_path, invalid):
+        (tmp_path / "t.csv").write_text("x;z\n1;1\n2;3\n")
+        (tmp_path / "new.csv").write_text("z;x\n1;1\n?;2\n")
+        reader = CSVReader(**{**PLAIN, "separator": "semicolon"})
+        data = module(reader, tmp_path / "t.csv", invalid=invalid, predict_root=str(tmp_path / "new.csv"))
+        data.setup("fit")
+        assert data.columns == ["x", "z"]
+        with pytest.raises(InputError, match=r"1 of 2 rows .*\(row 2, .* most in z\): .*or set data\.invalid=impute$"):
+            data.predict_dataloader()
+        data.invalid, data.trainer = "impute", type("Trainer", (), {"global_rank": 0, "world_size": 1})()
+        with pytest.warns(UserWarning, match="median stands for it"):
+            (batch,) = list(data.predict_dataloader())
+        assert batch["features"].tolist() == [[1.0, 1.0], [2.0, 2.0]]
 
 
 def numbered(n, label=None) -> Table:

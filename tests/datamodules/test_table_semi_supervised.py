@@ -29,7 +29,7 @@ def csv_file(path, label=None, seed=0):
 def module(path, reader=None, **changes) -> SemiSupervisedTableDataModule:
     settings = {
         "unlabelled": 0.5, "labelled_per_class": None, "max_train": None, "judged": "held_out", "reveal_judged": False,
-        "reader": reader or CSVReader(label="kind", labels=[], target=None, identifier=None, left_out=[]),
+        "reader": reader or CSVReader("kind", [], None, None, [], separator="comma", missing_label="refuse"),
         "root": str(path), "split": Folds(4, True), "fold": 0, "scale": "standard", "clip": False,
         "drop_constant": False, "invalid": "refuse", "batch_size": 16, "predict_root": None, "identifier": None,
         "seed": 1,
@@ -132,6 +132,95 @@ class TestRows:
         assert (batch["judged_label"] >= 0).all()
 
 
+class TestRowsWithoutAClass:
+    """60 of 94 rows have no class in the file."""
+
+    WITHOUT = np.sort(np.random.default_rng(5).choice(90, 60, replace=False))
+
+    def half(self, path, **changes):
+        """The same rows with 60 classes gone; the rest without these rows; both as datamodules of the same settings."""
+        head, *lines = csv_file(path / "whole.csv").read_text().splitlines()
+        gone = set(self.WITHOUT.tolist())
+        half = [line.rpartition(",")[0] + "," if i in gone else line for i, line in enumerate(lines)]
+        (path / "half.csv").write_text("\n".join([head, *half]) + "\n")
+        (path / "rest.csv").write_text("\n".join([head, *(x for i, x in enumerate(lines) if i not in gone)]) + "\n")
+        reader = CSVReader("kind", [], None, None, [], separator="comma", missing_label="keep")
+        return [module(path / name, reader, split=Folds(2, True), **changes) for name in ("half.csv", "rest.csv")]
+
+    def test_they_train_in_every_fold_unlabelled_and_are_never_judged(self, tmp_path):
+        judged = []
+        for fold in (0, 1):
+            half, _ = self.half(tmp_path, fold=fold, unlabelled=0.0)
+            batch = training_batch(half)
+            without = torch.isin(batch["index"], torch.from_numpy(self.WITHOUT))
+            assert int(without.sum()) == 60 and torch.equal(batch["labelled"], ~without)
+            assert (batch["label"][without] == -1).all()
+            assert torch.equal(batch["label"][~without], torch.from_numpy(CLASSES)[batch["index"][~without]])
+            rows = [b["index"] for b in half.test_dataloader()]
+            assert not set(torch.cat(rows).tolist()) & set(batch["index"].tolist())
+            judged += torch.cat(rows).tolist()
+        assert sorted(judged) == sorted(set(range(94)) - set(self.WITHOUT.tolist()))
+
+    @pytest.mark.parametrize("changes", [{"unlabelled": 0.5}, {"unlabelled": 0.0, "labelled_per_class": 2}])
+    def test_folds_and_hidden_labels_are_those_of_the_other_rows_alone(self, tmp_path, changes):
+        half, rest = self.half(tmp_path, **changes)
+        ours, theirs = training_batch(half), training_batch(rest)
+        places = np.setdiff1d(np.arange(94), self.WITHOUT)
+        kept = places[theirs["index"][theirs["labelled"]].numpy()]
+        assert ours["index"][ours["labelled"]].tolist() == kept.tolist()
+        wanted = [places[b["index"].numpy()].tolist() for b in rest.test_dataloader()]
+        assert [b["index"].tolist() for b in half.test_dataloader()] == wanted
+
+    def test_they_are_not_among_hidden_rows_that_are_judged(self, tmp_path):
+        half, rest = self.half(tmp_path, judged="hidden")
+        training_batch(half), training_batch(rest)
+        places = np.setdiff1d(np.arange(94), self.WITHOUT)
+        ours, theirs = (torch.cat([b["index"] for b in data.test_dataloader()]) for data in (half, rest))
+        assert ours.tolist() == places[theirs.numpy()].tolist()
+        half, _ = self.half(tmp_path, judged="hidden", unlabelled=0.0)
+        half.setup("fit")
+        with pytest.raises(InputError, match="no label is hidden"):
+            half.test_dataloader()
+
+    def test_fewer_training_rows_keep_their_share_of_them(self, tmp_path):
+        half, _ = self.half(tmp_path, max_train=30, unlabelled=0.0)
+        assert training_batch(half)["labelled"].tolist().count(False) == pytest.approx(30 * 60 / 77, abs=1.5)
+
+    def test_of_other_data_only_rows_with_a_class_are_judged(self, tmp_path):
+        half, _ = self.half(tmp_path)
+        training_batch(half)
+        other = module(tmp_path / "half.csv", half.reader, split=Folds(2, True))
+        text = csv_file(tmp_path / "other.csv", seed=3).read_text().splitlines()
+        (tmp_path / "other.csv").write_text("\n".join([*text[:3], text[3].rpartition(",")[0] + ",", *text[4:]]) + "\n")
+        other.root = tmp_path / "other.csv"
+        other.setup("test")
+        other.load_state_dict(half.state_dict())
+        rows = torch.cat([b["index"] for b in other.test_dataloader()]).tolist()
+        assert rows == [0, 1, *range(3, 94)]
+        (tmp_path / "none.csv").write_text(
+            "\n".join([text[0], *(x.rpartition(",")[0] + "," for x in text[1:-3])]) + "\n"
+        )
+        lines = (tmp_path / "half.csv").read_text().splitlines()[1:]
+        labelled_train = [lines[row] for row in half.rows()[0] if row not in self.WITHOUT]
+        with (tmp_path / "none.csv").open("a") as file:  # its only rows with a class are known from training
+            file.write("\n".join(labelled_train) + "\n")
+        none = module(tmp_path / "none.csv", half.reader, split=Folds(2, True))
+        none.setup("test")
+        none.load_state_dict(half.state_dict())
+        with pytest.raises(InputError, match="no row that the checkpoint was not trained on has a class"):
+            none.rows()
+
+    def test_label_sets(self, tmp_path):
+        generator = np.random.default_rng(0)
+        lines = [f"{a!r},{b!r},{int(a > 0)},{int(b > 0)}" for a, b in generator.normal(size=(30, 2)).tolist()]
+        lines += [f"{a!r},{b!r},," for a, b in generator.normal(size=(10, 2)).tolist()]
+        (tmp_path / "t.csv").write_text("\n".join(["a,b,p,q", *lines]) + "\n")
+        reader = CSVReader(None, ["p", "q"], None, None, [], separator="comma", missing_label="keep")
+        batch = training_batch(module(tmp_path / "t.csv", reader, split=Folds(3, False), unlabelled=0.0))
+        assert batch["labelled"].tolist() == [True] * 20 + [False] * 10
+        assert (batch["label"][20:] == -1).all() and (batch["label"][:20] >= 0).all()
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "sentence"),
@@ -148,7 +237,7 @@ class TestBadInput:
             module(tmp_path, **changes)
 
     def test_no_column_of_classes(self, tmp_path):
-        reader = CSVReader(label=None, labels=[], target=None, identifier=None, left_out=["kind"])
+        reader = CSVReader(None, [], None, None, left_out=["kind"], separator="comma", missing_label="refuse")
         with pytest.raises(InputError, match=r"no column of classes is named: set data\.reader\.label"):
             module(csv_file(tmp_path / "t.csv"), reader).setup("fit")
 

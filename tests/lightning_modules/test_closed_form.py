@@ -60,7 +60,7 @@ def write_table(path: Path, rows: int = 30, shift: float = 0.0) -> np.ndarray:
 
 def table(path: Path, **changes) -> TableDataModule:
     settings = {
-        "reader": CSVReader(label=None, labels=[], target="y", identifier="id", left_out=[]),
+        "reader": CSVReader(None, [], "y", "id", left_out=[], separator="comma", missing_label="refuse"),
         "root": str(path), "split": Folds(5, False), "fold": 0, "scale": "standard", "clip": False,
         "drop_constant": False,
         "invalid": "refuse", "batch_size": 4, "predict_root": None, "identifier": "id", "seed": 1,

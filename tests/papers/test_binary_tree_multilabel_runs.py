@@ -177,7 +177,7 @@ def test_ones_own_csv_with_columns_of_labels_gives_the_numbers_of_the_same_rows_
     root, result, _ = demo
     table = demo_table(root)
     path = write_csv(tmp_path / "mine.csv", table, labels=True)
-    words = [*QUIET, f"experiment={NAME}_mulan", "data=table", "data.scale=none", f"data.root={path}"]
+    words = [*QUIET, f"experiment={NAME}_table", f"data.root={path}"]
     words += [f"data.reader.labels=[{','.join(table.class_names)}]", "data.identifier=row"]
     own = train(tmp_path / "run", *words)
     assert scores(own) == pytest.approx(scores(result), abs=1e-6)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_selection import chi2, f_classif, mutual_info_classif
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import f1_score
@@ -227,6 +228,30 @@ class TestSelection:
         assert found == pytest.approx(expected)
         assert best.f1 == max(expected.values())
         assert columns.tolist() == rank_columns(best.ranker, X, labels, 1)[: best.k].tolist()
+
+    def test_columns_that_were_tried_are_not_fitted_again_and_no_answer_changes(self):
+        X, labels = clusters(n=40, d=6)
+        made = []
+        makers = {
+            "svc": lambda: made.append("svc") or SVC(C=1.0),
+            "forest": lambda: made.append("forest") or RandomForestClassifier(5, random_state=1),
+            "knn": lambda: made.append("knn") or NearestNeighbours(5, 1),
+        }
+        chosen = selection(classifiers=makers, ks=[1, 2, 3, 5, 8, 12, "all"])
+        found = list(chosen.compare(X, labels))
+        fitted = len(made)
+        expected, tried = [], set()
+        for fold, (fit, held_out) in enumerate(KFold(5, shuffle=True, random_state=1).split(X)):
+            for ranker in ("chi2", "mutual_info", "f_classif"):
+                ranked = rank_columns(ranker, X[fit], labels[fit], 1)
+                for k in (1, 2, 3, 5, 8, 12, "all"):
+                    columns = ranked[: len(ranked) if k == "all" else k]
+                    for name, make in makers.items():
+                        said = make().fit(X[fit][:, columns], labels[fit]).predict(X[held_out][:, columns])
+                        expected.append((name, ranker, k, int((said == labels[held_out]).sum())))
+                        tried.add((fold, name, *columns))
+        assert found == expected
+        assert fitted == len(tried) < chosen.fits(40) / 2
 
     def test_noise_is_not_scored_as_if_it_told_the_children_apart(self):
         """Ranking on the rows that are then judged makes 5000 columns of noise look useful."""

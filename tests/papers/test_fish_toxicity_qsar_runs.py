@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from sklearn.model_selection import KFold
@@ -301,14 +302,68 @@ def test_a_mordred_table_of_ones_own(tmp_path):
     lines = [f"C{'C' * i},{t}," + ",".join(map(str, x)) for i, (t, x) in enumerate(zip(y, X, strict=True))]
     lines[7] = lines[7].rpartition(",")[0] + ",invalid value encountered in divide (GRAV)"
     (tmp_path / "t.csv").write_text("\n".join(["SMILES,LC50,ABC,nAcid,Xc-3d,SLogP,AATS0d,GRAV", *lines]) + "\n")
-    words = [*QUIET, f"experiment={NAME}_mordred", f"model={NAME}", *CHEAP, f"data.root={tmp_path}/t.csv", UNDRAWN]
+    words = [*QUIET, f"experiment={NAME}_table", *CHEAP, f"data.root={tmp_path}/t.csv", UNDRAWN]
+    words.append("data.reader.minus_log10_lc50=true")
     with pytest.warns(UserWarning, match="1 of 60 rows have an unknown value or text .*and are left out"):
         result = train(tmp_path / "run", *words)
     assert result["metrics"]["test/reference_r2"] > 0.5
     (tmp_path / "new.csv").write_text("SMILES,GRAV,ABC,nAcid,Xc-3d,SLogP,AATS0d\nO,1,1,1,1,1,1\n")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     judge_here(checkpoint, tmp_path / "new", "mode=predict", f"data.predict_root={tmp_path}/new.csv")
-    assert [row["name"] for row in rows(tmp_path / "new" / "predictions.csv")] == ["O"]
+    found = rows(tmp_path / "new" / "predictions.csv")
+    assert [row["name"] for row in found] == ["O"]
+    assert float(found[0]["lc50_mol_per_l"]) == pytest.approx(10.0 ** -float(found[0]["minus_log10_lc50_mol_per_l"]))
+
+
+def own_table(path: Path, target: str) -> Path:
+    generator = np.random.default_rng(0)
+    X = generator.uniform(size=(60, 4)).round(4)
+    y = (2 + 3 * X[:, 0] + generator.normal(0, 0.1, 60)).round(3)
+    lines = [f"row {i},{t}," + ",".join(map(str, x)) for i, (t, x) in enumerate(zip(y, X, strict=True))]
+    path.write_text("\n".join([f"name,{target},a,b,c,d", *lines]) + "\n")
+    return path
+
+
+TREE, FOREST = ["leaf", "leaf_from", "leaf_to"], "RandomForestRegressor"
+
+
+@pytest.mark.parametrize(
+    ("words", "columns", "titles"),
+    [
+        (CHEAP, ["name", "price", *TREE], ["tree", f"{FOREST}, no bins"]),
+        ([f"model={NAME}_forest", "model.regressor.n_estimators=5"], ["name", "price"], [FOREST]),
+        (
+            [f"model={NAME}_svr", "data.reader.minus_log10_lc50=true"],
+            ["name", "minus_log10_lc50_mol_per_l", "lc50_mol_per_l"],
+            ["SVR"],
+        ),
+    ],
+)
+def test_any_number_is_predicted_and_drawn_under_its_own_name(tmp_path, monkeypatch, words, columns, titles):
+    drawn = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.update({Path(path).stem: figure}))
+    table = own_table(tmp_path / "mine.csv", "price")
+    data = [f"data.root={table}", "data.identifier=name", "data.reader.target=price"]
+    train(tmp_path / "run", *QUIET, f"experiment={NAME}_table", *words, *data)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    judge_here(checkpoint, tmp_path / "new", "mode=predict", f"data.predict_root={table}")
+    found = rows(tmp_path / "new" / "predictions.csv")
+    assert list(found[0]) == columns and found[7]["name"] == "row 7"
+    target = "price" if "price" in columns else "-log10(LC50, mol/L)"
+    axes = drawn.pop("test_predicted").axes
+    assert [ax.get_title().partition(": RMSE ")[0] for ax in axes] == titles
+    assert {ax.get_xlabel() for ax in axes} == {f"true {target}"}
+    for figure in drawn.values():  # of the tree
+        assert figure.axes[0].get_xlabel() in (target, f"training rows by ascending {target}")
+
+
+@pytest.mark.parametrize("experiment", ["table", "uci", "lc50", "demo"])
+def test_models_are_chosen_node_by_node_only_where_that_is_asked_for(experiment):
+    words = [f"experiment={NAME}_{experiment}", "paths.run_dir=unused", "data.root=somewhere"]
+    quick, chosen = (to_plain(compose_config([*words, *more]))["model"] for more in ([], [f"model={NAME}_select"]))
+    asked = ("classifier", "ranker", "k")
+    assert [quick[name] for name in asked] == ["svc", "f_classif", 23]
+    assert [chosen[name] for name in asked] == ["select"] * 3
 
 
 def test_uci_fish_toxicity_runs_by_its_preset(tmp_path):
@@ -317,7 +372,7 @@ def test_uci_fish_toxicity_runs_by_its_preset(tmp_path):
     y = 1 + 5 * X[:, 5] + generator.normal(0, 0.2, 200)
     lines = [";".join(f"{value:.3f}" for value in (*x, t)) for x, t in zip(X, y, strict=True)]
     (tmp_path / "qsar_fish_toxicity.csv").write_text("\n".join(lines) + "\n")
-    words = [*QUIET, f"experiment={NAME}_uci", f"model={NAME}", *CHEAP, f"data.root={tmp_path}", UNDRAWN]
+    words = [*QUIET, f"experiment={NAME}_uci", *CHEAP, f"data.root={tmp_path}", UNDRAWN]
     assert train(tmp_path / "run", *words)["metrics"]["test/reference_r2"] > 0.5
 
 
@@ -344,7 +399,7 @@ def test_a_killed_run_goes_on_through_the_doors_and_bad_input_exits_with_2(tmp_p
     words = [word for word in words if word != "trainer.enable_progress_bar=false"]
     code, output = run_door("train.py", *words, f"hydra.run.dir={tmp_path}/unbroken")
     assert code == 0, output
-    assert "bin 0 of level 0: 106 rows in 40 bins by" in output  # where no terminal shows a bar
+    assert "bin 1 of 1, level 0 (node 0): 106 rows in 40 bins by" in output  # where no terminal shows a bar
     process = start_door("train.py", *words, f"hydra.run.dir={tmp_path}/killed")
     deadline = time.monotonic() + 200
     while not (tmp_path / "killed" / "checkpoints" / "last.ckpt").exists():

@@ -10,7 +10,9 @@ from sklearn.feature_selection import f_classif
 from sklearn.metrics import r2_score
 from sklearn.svm import SVC, SVR
 
-from datamodules.lc50 import TESTReader
+from datamodules.lc50 import TARGET, TESTReader
+from lightning_modules.fish_toxicity_qsar import BinTreeModule
+from lightning_modules.fish_toxicity_qsar.regressor import predicted_rows
 from lightning_modules.fish_toxicity_qsar.scores import stage_of
 from runs.building import build, check_config
 from runs.composition import compose_config, to_plain
@@ -168,8 +170,9 @@ def test_leaf_values_by_the_number_of_rows(small):
     assert torch.isnan(module.leaf_value[module.inner_nodes()]).all()
 
 
-def test_a_greater_target_is_more_toxic_all_the_way(small):
+def test_a_greater_target_is_more_toxic_all_the_way(small, monkeypatch):
     module, X, whole = small
+    monkeypatch.setattr(BinTreeModule, "target_name", TARGET)
     order = np.argsort(whole)
     values = module(torch.tensor(X[order]))
     assert values[-20:].mean() > values[:20].mean() + 1
@@ -178,6 +181,33 @@ def test_a_greater_target_is_more_toxic_all_the_way(small):
         assert row["minus_log10_lc50_mol_per_l"] == value
         assert row["lc50_mol_per_l"] == pytest.approx(10**-value)
         assert row["leaf_from"] <= row["leaf_to"]
+
+
+def test_other_targets_are_predicted_under_their_own_name():
+    batch, values = {"index": torch.arange(2)}, torch.tensor([-1.5, 4.0])
+    assert predicted_rows(batch, values, "price") == [{"name": 0, "price": -1.5}, {"name": 1, "price": 4.0}]
+    assert list(predicted_rows(batch, values, "leaf")[0]) == ["name", "predicted_leaf"]  # the tree has such a column
+
+
+def test_work_on_a_level_says_how_many_of_its_bins_are_done(monkeypatch, caplog):
+    X, whole = table()
+    shown = []
+
+    def progress(self, items, total, description):
+        shown.append(description)
+        return iter(items)
+
+    monkeypatch.setattr(BinTreeModule, "progress", progress)
+    with caplog.at_level("INFO", logger="reprise"):
+        module = fit(make("model.k=2"), X, whole)
+    cut = [module.inner_nodes(level) for level in range(3)]
+    words = [f"bin {i + 1} of {len(cut[level])}, level {level}" for level in range(3) for i in range(len(cut[level]))]
+    assert len(words) > 5 and shown[:-1] == words
+    rows = module.node_table()
+    lines = [
+        f"{place} (node {n}): {rows[n]['rows']} rows in" for place, n in zip(words, module.inner_nodes(), strict=True)
+    ]
+    assert all(line in message for line, message in zip(lines, caplog.messages, strict=True))
 
 
 def test_bin_accuracy_and_the_oracle_of_the_range(small):

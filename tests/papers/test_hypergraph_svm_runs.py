@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightning_modules.hypergraph_svm import HypergraphSVMModule
+from lightning_modules.hypergraph_svm.figures import hypergraph_figure, surface_figure
 from runs.command_line import INPUT_ERROR
 from runs.composition import compose_config, to_plain
 from runs.errors import InputError
@@ -119,10 +120,10 @@ def test_a_prediction_needs_the_checkpoint_and_a_table_with_the_columns(tmp_path
         f"data.root={tmp_path}/gone",
     )
     found = rows(tmp_path / "predicted" / "predictions.csv")
-    assert list(found[0]) == ["name", "class", "score kind0", "score kind1", "score kind2"]
+    assert list(found[0]) == ["name", "class", "score:kind0", "score:kind1", "score:kind2"]
     assert [(row["name"], row["class"]) for row in found] == [("first", "kind0"), ("second", "kind1")]
     for row in found:
-        scores = {name.removeprefix("score "): float(value) for name, value in row.items() if name.startswith("score")}
+        scores = {name.removeprefix("score:"): float(value) for name, value in row.items() if name.startswith("score")}
         assert max(scores, key=scores.get) == row["class"]
 
 
@@ -133,8 +134,58 @@ def test_a_binary_prediction_has_the_score_of_the_second_class(tmp_path):
         f"data.predict_root={tmp_path}/mine.csv",
     )  # fmt: skip
     found = rows(tmp_path / "predicted" / "predictions.csv")
-    assert list(found[0]) == ["name", "class", "score kind1"] and len(found) == 60
-    assert all((float(row["score kind1"]) >= 0) == (row["class"] == "kind1") for row in found)
+    assert list(found[0]) == ["name", "class", "score:kind1"] and len(found) == 60
+    assert all((float(row["score:kind1"]) >= 0) == (row["class"] == "kind1") for row in found)
+
+
+@pytest.mark.parametrize("model", ["", "_svc", "_label_spreading"])
+def test_rows_without_a_class_are_unlabelled_ones(tmp_path, model):
+    """They train the methods that learn from them, and no score; what is said of them is mostly their true class."""
+    table = write_table(tmp_path / "whole.csv", n=90)
+    head, *lines = table.read_text().splitlines()
+    half = [line.rpartition(",")[0] + "," if i % 2 else line for i, line in enumerate(lines)]
+    (tmp_path / "half.csv").write_text("\n".join([head, *half]) + "\n")
+    result = train(tmp_path / "run", *on_table(tmp_path / "half.csv"), f"model={NAME}{model}")
+    state = state_of(tmp_path / "run")
+    assert result["floors"]["accuracy"] == pytest.approx(100 / 3)  # 5 of 15 judged rows
+    assert result["metrics"]["test/accuracy"] > 60
+    if model:
+        assert len(state["fitted.features"]) == (30 if model == "_svc" else 75)
+        return
+    assert len(state["support"]) == 75 and int((state["y"] != 0).any(dim=1).sum()) == 30
+    assert state["share"].tolist() == pytest.approx([1 / 3] * 3)
+    (tmp_path / "gone.csv").write_text("\n".join([head, *half[1::2]]) + "\n")
+    judge_here(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "new", "mode=predict",
+               f"data.predict_root={tmp_path}/gone.csv")  # fmt: skip
+    found = {row["name"]: row["class"] for row in rows(tmp_path / "new" / "predictions.csv")}
+    assert np.mean([found[line.split(",")[0]] == line.rpartition(",")[2] for line in lines[1::2]]) > 0.6  # chance: 0.33
+
+
+def test_figures_name_classes_columns_and_what_is_unlabelled():
+    generator = np.random.default_rng(0)
+    y = np.full((40, 3), -1.0)
+    y[np.arange(40), np.arange(40) % 3] = 1
+    members = np.tile(np.arange(6), (40, 1))
+    for d, hidden in ((2, 0), (2, 7), (5, 7)):
+        signs = y * (np.arange(40) >= hidden)[:, None]
+        points = generator.normal(size=(40, d))
+        columns, classes = [f"column {i}" for i in range(d)], ["ash", "elm", "oak"]
+        shown = [hypergraph_figure(points, signs, members, columns, classes)]
+        if d == 2:
+            shown.append(surface_figure(points, signs, lambda rows: rows @ np.ones((2, 3)), columns, classes))
+        for figure in shown:
+            (legend,) = figure.legends
+            listed = [text.get_text() for text in legend.get_texts()]
+            assert listed == [*(["unlabelled"] if hidden else []), *classes]
+            axes = (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel())
+            assert axes == (("column 0", "column 1") if d == 2 else tuple(
+                f"{which} principal component" for which in ("first", "second")
+            ))  # fmt: skip
+        edges = {patch.get_facecolor()[:3] for patch in shown[0].axes[0].patches}
+        drawn = {tuple(dots.get_facecolor()[0][:3]) for dots in shown[0].axes[0].collections}
+        assert all(r == g == b for r, g, b in edges) and not edges & drawn and len(drawn) == len(listed)
+    label_sets = hypergraph_figure(points, signs, members, columns, [])
+    assert [text.get_text() for text in label_sets.legends[0].get_texts()] == ["unlabelled", "labelled"]
 
 
 def test_label_sets_of_a_table_of_ones_own(tmp_path):
@@ -154,9 +205,9 @@ def test_label_sets_of_a_table_of_ones_own(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     judge_here(checkpoint, tmp_path / "predicted", "mode=predict", f"data.predict_root={tmp_path}/mine.csv")
     found = rows(tmp_path / "predicted" / "predictions.csv")
-    assert list(found[0]) == ["row", "labels", "score warm", "score wet"]
+    assert list(found[0]) == ["row", "labels", "score:warm", "score:wet"]
     for row in found:
-        said = [name for name in ("warm", "wet") if float(row[f"score {name}"]) >= 0]
+        said = [name for name in ("warm", "wet") if float(row[f"score:{name}"]) >= 0]
         assert row["labels"] == "; ".join(said)
 
 
@@ -228,6 +279,9 @@ def test_two_processes_have_the_solution_of_one(demo, tmp_path):
     [
         (["data.root=gone.csv"], r"data\.root=gone\.csv does not exist"),
         (["data.reader.label=sort"], "has no column 'sort'"),
+        (["data.identifier=null"], r"rows of name \('r0'\): set data\.identifier=name \("),
+        (["data.reader.separator=semicolon"], r"separated by commas .*: set data\.reader\.separator=comma"),
+        (["data.reader.label=null", "data.reader.labels=[kind]"], "line 2: kind is 'kind0' instead of 0 or 1"),
         (["data.reader.label=null", "data.reader.left_out=[kind]"], "no column of classes is named"),
         (["data.unlabelled=1.0"], r"data\.unlabelled=1\.0 must be 0 or more and below 1"),
         (["model.lam=-0.5"], r"model\.lam=-0\.5 must be from 0 to 1"),

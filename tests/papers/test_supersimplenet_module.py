@@ -248,9 +248,35 @@ def test_a_prediction_has_score_decision_map_mask_and_heat_map_at_the_pictures_o
         (row,) = built.predict_step({"image": images()[:1], "whole": photograph, "name": ["a.png"]}, 0)
     assert row["score"] == pytest.approx(1 / (1 + math.exp(-float(scores[0]))), rel=1e-5)
     assert row["defective"] is True
+    assert row["score_threshold"] == pytest.approx(1 / (1 + math.exp(1 - float(scores[0]))), rel=1e-5)
     assert row["map"].shape == (50, 90)
     assert np.array_equal(np.asarray(row["mask"]) > 0, row["map"] > 0)
     assert row["heat_map"].size == (90, 50) and row["heat_map"].mode == "RGB"
+
+
+def test_prediction_begins_with_the_thresholds_on_the_scales_of_scores_and_maps(caplog):
+    built = prepared().eval()
+    built.thresholds.copy_(torch.tensor([-0.4, 0.3]))
+    with caplog.at_level("INFO", logger="reprise"):
+        built.on_predict_start()
+    assert len(caplog.messages) == 1
+    assert "score (0 to 1) is above 0.4013" in caplog.text and "the map is above 0.3000" in caplog.text
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_with_a_threshold_the_test_says_what_its_decisions_are_worth(calibrated):
+    built, logged = prepared(), {}
+    built.log_dict = logged.update
+    if calibrated:
+        built.thresholds[0] = 0.5
+    built.test_scores.update(torch.tensor([0.1, 0.7, 0.4, 2.0]), torch.tensor([0, 0, 1, 1]))
+    built.test_highest.update(torch.tensor([0.1, 0.7, 0.4, 2.0]), torch.tensor([0, 0, 1, 1]))
+    built.test_maps.update(torch.rand(4, 8, 8), torch.eye(8, dtype=torch.int64).expand(4, 8, 8))
+    built.on_test_epoch_end()
+    found = {name: float(logged[name]) for name in logged if name.partition("/")[2] in ("f1", "precision", "recall")}
+    expected = {"test/f1": 50, "test/precision": 50, "test/recall": 50}  # one of two is found, one of two is right
+    expected |= {"floor/f1": 200 / 3, "floor/precision": 50, "floor/recall": 100}
+    assert found == (pytest.approx(expected) if calibrated else {})
 
 
 def test_colours_of_a_map_do_not_depend_on_other_images():
@@ -355,7 +381,9 @@ def test_pretrained_weights_that_cannot_be_fetched_are_answered(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(backbone, "_build", offline)
-    with pytest.raises(InputError, match=r"resnet18 could not be loaded \(OSError\): go online once, or point .*"):
+    with pytest.raises(
+        InputError, match=r"resnet18 could not be loaded \(OSError\): go online once, .*model=supersimplenet_small"
+    ):
         backbone.load_initial_weights()
 
 

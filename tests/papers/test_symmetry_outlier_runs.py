@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightning_modules.symmetry_outlier import AutoEncoderOutlierModule, SymmetryOutlierModule
+from lightning_modules.symmetry_outlier.figures import plane_figure
 from runs.command_line import INPUT_ERROR
 from runs.errors import InputError
 from tests.toy.running import judge_here, run_door, start_door
@@ -161,6 +162,37 @@ def test_a_row_between_two_clusters_goes_to_that_of_the_lower_row(tmp_path, mirr
     assert rows(tmp_path / "new" / "predictions.csv")[24]["cluster"] == found[0]["cluster"]
 
 
+def test_rows_have_their_names_in_training_and_prediction_and_else_their_numbers(tmp_path):
+    table = write_table(tmp_path / "mine.csv", {4: ""})
+    with pytest.warns(UserWarning, match="1 of 60 rows"):
+        named = train(tmp_path / "named", *on_table(table), "data.invalid=drop")
+    found = rows(tmp_path / "named" / "outliers.csv")
+    assert [row["name"] for row in found] == [f"r{i}" for i in range(60) if i != 4] and next(iter(found[0])) == "name"
+    bound = float(state_of(tmp_path / "named")["bound"])
+    assert named["metrics"]["test/bound"] == pytest.approx(bound)
+    assert [row["outlier"] == "yes" for row in found] == [float(row["outlier_degree"]) > bound for row in found]
+    # Judged on other rows the table is still that of the training rows.
+    other = write_table(tmp_path / "other.csv", {7: "0.25"})
+    judge_here(tmp_path / "named" / "checkpoints" / "last.ckpt", tmp_path / "judged", f"data.root={other}")
+    assert (tmp_path / "judged" / "outliers.csv").read_bytes() == (tmp_path / "named" / "outliers.csv").read_bytes()
+    whole = write_table(tmp_path / "whole.csv")
+    train(tmp_path / "plain", *on_table(whole), "data.identifier=null", "data.reader.left_out=[name]")
+    judge_here(
+        tmp_path / "plain" / "checkpoints" / "last.ckpt", tmp_path / "new", "mode=predict", f"data.predict_root={whole}"
+    )
+    for path in (tmp_path / "plain" / "outliers.csv", tmp_path / "new" / "predictions.csv"):
+        assert [row["row"] for row in rows(path)] == [str(place) for place in range(60)]
+
+
+def test_the_axes_of_a_plane_are_its_columns():
+    points = np.random.default_rng(0).normal(size=(9, 3))
+    kept = np.arange(9) > 0
+    for d, wanted in ((2, ("width", "height")), (3, ("principal axes, ", ""))):
+        figure = plane_figure(points[:, :d], points[:, 0], kept, kept.astype(int), ["width", "height", "age"][:d])
+        for ax in figure.axes[:2]:
+            assert ax.get_xlabel().startswith(wanted[0]) and ax.get_ylabel() == wanted[1]
+
+
 def test_new_rows_are_judged_by_the_training_rows_alone(tmp_path):
     """A crowd of new rows far off makes none of them less of an outlier, and degrees may leave 0..1."""
     train(tmp_path / "run", *on_table(write_table(tmp_path / "mine.csv")))
@@ -270,10 +302,11 @@ def test_a_cell_that_is_no_number_is_named_or_its_row_left_out_with_a_warning(tm
     assert len(rows(tmp_path / "run" / "outliers.csv")) == 59
 
 
-def test_no_row_left_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("invalid", ["drop", "impute"])
+def test_a_column_without_a_number_is_one_sentence(tmp_path, invalid):
     table = write_table(tmp_path / "mine.csv", dict.fromkeys(range(60), "?"))
-    with pytest.raises(InputError, match="each of the 60 rows has an unknown value"):
-        train(tmp_path / "run", *on_table(table), "data.invalid=drop")
+    with pytest.raises(InputError, match=r"no number in any of the 60 rows of b \(no value\): set .*left_out=\[b\]"):
+        train(tmp_path / "run", *on_table(table), f"data.invalid={invalid}")
 
 
 @pytest.mark.slow
