@@ -1,6 +1,5 @@
 """Runs whole: trained, judged again, predicting, broken, killed, on two processes; every bad input one sentence."""
 
-import csv
 import json
 import time
 from itertools import pairwise
@@ -13,28 +12,14 @@ import torch
 from lightning_modules.hypergraph_svm import HypergraphSVMModule
 from lightning_modules.hypergraph_svm.figures import hypergraph_figure, surface_figure
 from runs.command_line import INPUT_ERROR
-from runs.composition import compose_config, to_plain
+from runs.composition import compose_config
 from runs.errors import InputError
-from runs.results import paper_row
-from tests.toy.running import judge_here, run_door, start_door, train_here
+from tests.toy.running import judge_here, run_door, start_door
+from tests.toy.whole_runs import broken_after, paper_number, rows, state_of, train
 
 NAME = "hypergraph_svm"
 QUIET = ["trainer=cpu", "trainer.enable_progress_bar=false"]
 DEMO = [*QUIET, f"experiment={NAME}_demo", "data.reader.n=120", "model.solver.iterations_per_step=5"]
-
-
-def train(run_dir: Path, *words: str) -> dict:
-    train_here(run_dir, *words)
-    return json.loads((run_dir / "result.json").read_text())
-
-
-def state_of(run_dir: Path) -> dict:
-    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def write_table(path: Path, classes: int = 3, n: int = 60) -> Path:
@@ -82,23 +67,10 @@ def test_a_checkpoint_alone_gives_the_same_numbers(demo):
     assert judged["metrics"] == result["metrics"]
 
 
-class Broken(Exception):
-    pass
-
-
 @pytest.mark.parametrize("at_step", [1, 3])
 def test_a_run_broken_in_the_solve_ends_with_the_same_solution_to_the_last_digit(demo, tmp_path, at_step):
     root, result, words = demo
-    whole, calls = HypergraphSVMModule.fit_closed_form, []
-
-    def breaking(self, batch):
-        calls.append(1)
-        if len(calls) == at_step + 1:
-            raise Broken
-        return whole(self, batch)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Broken):
-        patch.setattr(HypergraphSVMModule, "fit_closed_form", breaking)
+    with broken_after(at_step, HypergraphSVMModule):
         train(tmp_path / "run", *words)
     assert (
         not bool(state_of(tmp_path / "run")["solved"]) and int(state_of(tmp_path / "run")["iteration"]) == 5 * at_step
@@ -243,16 +215,16 @@ def test_baselines_name_their_rows_and_keep_what_makes_them(tmp_path, baseline):
         assert judged["metrics"] == result["metrics"]
 
 
-def paper_number(experiment: str, *words: str) -> float | None:
-    config = compose_config([f"experiment={NAME}_{experiment}", "data.root=x", "paths.run_dir=x", *words])
-    return paper_row(to_plain(config))["metrics"].get("test/accuracy")
+def paper_accuracy(experiment: str, *words: str) -> float | None:
+    return paper_number("test/accuracy", f"experiment={NAME}_{experiment}", *words)
 
 
 def test_the_papers_number_is_that_of_the_method_and_the_share():
-    assert paper_number("heart") == 77.41 and paper_number("heart", "data.unlabelled=0.5") == 81.48
-    assert paper_number("heart", "data.unlabelled=0.5", f"model={NAME}_hgsvm") == 80.37
-    assert paper_number("heart", "data.unlabelled=0.4") is None and paper_number("heart", f"model={NAME}_svc") is None
-    assert paper_number("wdbc") == 96.32 and paper_number("wdbc", f"sweep={NAME}_few_labels") is None
+    assert paper_accuracy("heart") == 77.41 and paper_accuracy("heart", "data.unlabelled=0.5") == 81.48
+    assert paper_accuracy("heart", "data.unlabelled=0.5", f"model={NAME}_hgsvm") == 80.37
+    assert paper_accuracy("heart", "data.unlabelled=0.4") is None
+    assert paper_accuracy("heart", f"model={NAME}_svc") is None
+    assert paper_accuracy("wdbc") == 96.32 and paper_accuracy("wdbc", f"sweep={NAME}_few_labels") is None
 
 
 @pytest.mark.parametrize(
@@ -260,7 +232,7 @@ def test_the_papers_number_is_that_of_the_method_and_the_share():
 )
 def test_the_papers_own_tables_have_cells_where_ihlsvm_is_not_the_best(experiment, share, rival):
     hidden = f"data.unlabelled={share}"
-    assert paper_number(experiment, hidden) < paper_number(experiment, hidden, f"model={NAME}_{rival}")
+    assert paper_accuracy(experiment, hidden) < paper_accuracy(experiment, hidden, f"model={NAME}_{rival}")
 
 
 @pytest.mark.slow

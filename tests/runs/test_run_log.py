@@ -18,6 +18,7 @@ def own_logging():
     root, format_ = logging.getLogger(), warnings.formatwarning
     before, level = list(root.handlers), root.level
     root.handlers.clear()
+    logging.captureWarnings(False)  # or it would believe that an earlier run's capture still holds
     yield
     for handler in root.handlers:
         handler.close()
